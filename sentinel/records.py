@@ -1,0 +1,264 @@
+"""Frozen data shared by all rings. Imports nothing of ours and knows no clock.
+
+Units: times are seconds since the epoch (float64), durations seconds, unless a name says otherwise.
+Axes: B rows in a batch, F channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+AlertKind = Literal["prediction", "range", "rate", "stuck", "gap", "silence", "storm", "system"]
+ALERT_KINDS: tuple[AlertKind, ...] = ("prediction", "range", "rate", "stuck", "gap", "silence", "storm", "system")
+AlertState = Literal["pending", "firing", "acknowledged", "shelved", "resolved"]
+Severity = Literal["info", "warning", "critical"]
+Direction = Literal["above", "below", "both"]
+DeviceState = Literal["learning", "calibrating", "scoring", "silent"]
+DEVICE_STATES: tuple[DeviceState, ...] = ("learning", "calibrating", "scoring", "silent")
+
+
+class Message(NamedTuple):
+    """One MQTT PUBLISH as it came.
+
+    Attributes:
+        received: receive time, wall clock.
+        arrived: `time.perf_counter()` at the socket, for latencies; never used by the stream.
+        mid, epoch: packet id and the connection it came on; what an acknowledgement needs.
+    """
+
+    topic: str
+    payload: bytes
+    qos: int = 0
+    retain: bool = False
+    received: float = 0.0
+    arrived: float = 0.0
+    mid: int = 0
+    epoch: int = 0
+
+
+class Fate(StrEnum):
+    """What became of a message, or of a reading. Ordered: of several, the first listed wins.
+
+    A message is `ACCEPTED` when at least one of its readings was used, else it has the worst
+    reason of its readings, the last in this order.
+    """
+
+    ACCEPTED = "accepted"
+    RETAINED = "retained"  # a retained message without an event time: it only announces the device
+    DUPLICATE = "duplicate"  # same device, time and values as before
+    LATE = "late"  # older than the device's last tick
+    OVERFULL = "overfull"  # more devices than `max_devices`, or more pending readings than allowed
+    NO_CHANNEL = "no_channel"  # no known channel with a usable value
+    BAD_VALUE = "bad_value"  # every value of a wrong type, NaN or infinite
+    BAD_TIME = "bad_time"  # event time missing, of a wrong type, or out of range
+    BAD_DEVICE = "bad_device"  # device id empty or over 200 bytes
+    BAD_SHAPE = "bad_shape"  # valid JSON of a shape that the profile does not describe
+    BAD_SYNTAX = "bad_syntax"  # not JSON, not UTF-8, nested too deep, duplicate keys
+    TOO_LARGE = "too_large"  # payload over the limit
+
+
+FATES: tuple[Fate, ...] = tuple(Fate)
+FATE_CODE: dict[Fate, int] = {fate: code for code, fate in enumerate(FATES)}
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """One measured quantity of a device.
+
+    Attributes:
+        path: keys into the payload; empty for a channel named by the topic.
+        min, max: limits of the range rule, in `unit`; None: no limit.
+        max_rate: limit of the rate rule, in `unit` per second; None: off.
+        min_deviation: gate: smaller deviations from the forecast never count, in `unit`.
+        direction: gate: which deviations count.
+    """
+
+    name: str
+    path: tuple[str, ...] = ()
+    unit: str = ""
+    min: float | None = None
+    max: float | None = None
+    max_rate: float | None = None
+    min_deviation: float = 0.0
+    direction: Direction = "both"
+
+
+@dataclass(frozen=True, slots=True)
+class EventTime:
+    """Where a payload carries its event time. `unit`: s, ms, us, ns or iso8601."""
+
+    path: tuple[str, ...]
+    unit: Literal["s", "ms", "us", "ns", "iso8601"] = "s"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Shape of a profile's forecaster."""
+
+    cell: Literal["lstm", "gru"] = "lstm"
+    layers: int = 1
+    hidden: int = 32
+    dropout: float = 0.0
+    horizons: tuple[int, ...] = (1, 64)
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileSpec:
+    """All that the stream must know of a profile.
+
+    Attributes:
+        channels: None: learn the numeric leaves of the payloads (`channels = "auto"`).
+        time: None: receive time is event time.
+        alert_budget: alerts per second and device; 0: off (no prediction alerts).
+        threshold: explicit threshold on the surprise, replacing the budget's; None: from the budget.
+        silence_after: receive-time seconds without a reading; None: max(300 s, 10 usual intervals); 0: off.
+        max_gap: event-time seconds; a longer gap resets the state and breaks the gap rule;
+            None: 64 usual intervals reset the state, no rule.
+        stuck_after: ticks of one value that break the stuck rule; None: from the longest run learned; 0: off.
+        align_window: event-time seconds in which messages of one device become one tick.
+        device_ttl: receive-time seconds after which an unheard device is forgotten.
+        min_ticks, quiet_ticks: an alert fires after / resolves after so many ticks.
+        learn_after: ticks a device before the profile is trained.
+    """
+
+    name: str
+    topic: str = "#"
+    channels: tuple[Channel, ...] | None = None
+    time: EventTime | None = None
+    device_path: tuple[str, ...] = ()
+    alert_budget: float = 1 / 604800
+    threshold: float | None = None
+    silence_after: float | None = None
+    max_gap: float | None = None
+    stuck_after: int | None = None
+    align_window: float = 0.0
+    max_devices: int = 100_000
+    max_channels: int = 64
+    device_ttl: float = 30 * 86400.0
+    min_ticks: int = 1
+    quiet_ticks: int = 30
+    learn: Literal["online", "once", "never"] = "online"
+    learn_after: int = 600
+    model: ModelSpec = field(default_factory=ModelSpec)
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """B readings of one profile in order of arrival, columnar.
+
+    Attributes:
+        channels: names of the F columns; a prefix-stable list that only grows for `auto` profiles.
+        device: B device ids.
+        time: event times, (B,).
+        values: (B, F), NaN where a channel is missing.
+        message: index of the message of the turn that each came with, (B,).
+    """
+
+    profile: str
+    channels: tuple[str, ...]
+    device: Sequence[str]
+    time: Floats
+    values: Floats
+    message: Ints
+
+    def __len__(self) -> int:
+        return len(self.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """An operator's word on a device's alerts, an input of the stream.
+
+    Attributes:
+        verb: acknowledge, shelve (for `seconds`), normal (feedback), forget (the device).
+    """
+
+    verb: Literal["acknowledge", "shelve", "normal", "forget"]
+    profile: str
+    device: str
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Timer:
+    """A timer turn that changed something (silence, an alignment window that closed)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """From here on, `profile` runs the model in the store's directory `version`."""
+
+    profile: str
+    version: str
+
+
+Entry = Readings | Command | Timer | Promotion
+"""One input of the stream; the journal holds them in order, grouped by turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelView:
+    """One channel in an alert: what came, what was expected, and its share of the surprise."""
+
+    name: str
+    unit: str
+    value: float | None
+    expected: float | None
+    low: float | None
+    high: float | None
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One transition of one alert, as published. See `alert.schema.json`.
+
+    Attributes:
+        id: hash of profile, device, kind and the event time of the episode's first tick.
+        seq: 0, 1, 2 … within the alert.
+        started, updated, ended: event times (receive times for silence).
+        score: highest score so far; None for rules.
+        ticks: anomalous ticks so far.
+    """
+
+    id: str
+    seq: int
+    state: AlertState
+    device: str
+    profile: str
+    kind: AlertKind
+    severity: Severity
+    started: float
+    updated: float
+    ended: float | None
+    score: float | None
+    p_value: float | None
+    ticks: int
+    channels: tuple[ChannelView, ...]
+    message: str
+    model: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """An alert changed.
+
+    Attributes:
+        alert: what goes to the events topic.
+        retained: what the device's retained topic must now say; None: clear it.
+        message: index of the message of the turn that caused it; -1: a timer.
+    """
+
+    alert: Alert
+    retained: Alert | None
+    message: int = -1
