@@ -1,0 +1,1 @@
+"""Pure arithmetic on tensors: cells, forecaster, features, scale, score, calibrate, learn. Knows no clock and no I/O."""

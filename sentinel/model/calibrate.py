@@ -1,0 +1,147 @@
+"""From errors to a surprise of known size, and from an alert budget to its threshold.
+
+Axes: B rows, F channels, K heads.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sentinel.records import Floats
+
+WEEK = 604800.0
+MEMORY = 1500  # ticks of the short memory; UNIFIED.md §2
+LEAST = 30  # ticks of calibration before a head is believed
+FLOOR = 0.02  # in robust spreads: a deviation under 2 % of the normal range is nobody's anomaly; UNIFIED.md §5
+CEILING = 12.0  # of z, and of the threshold
+RAISE, RAISE_REFERENCE, RAISE_LIMIT = 0.35, 1.0, 3.0  # g, b_ref, b_max of BUDGET.md §3
+REFRACTORY = 75  # ticks between starts of prediction alerts; BUDGET.md §3
+PRIOR_LEVEL, PRIOR_SLOPE, PRIOR_TICKS = 1.7, 0.9, 2000.0  # the fleet prior of BUDGET.md §3
+DECLARED_LEVEL = 8.0  # T0 where a clean recording was declared, at 1/week; UNIFIED.md §3
+SHIFT_RATE = 2 / 46  # EWMA of the shift statistic; UNIFIED.md §2
+SHIFT_LIMIT = 4.0  # times its maximum over clean ticks
+SHIFT_RIDGE = 0.003
+HELD_OUT_AT_LEAST = 1000  # ticks of a recording that allow a quarter to be held out; UNIFIED.md §2
+
+
+def level(budget: float, interval: float, *, declared: bool) -> float:
+    """Surprise that one healthy channel exceeds once a budgeted interval.
+
+    1.7 + 0.9 ln(max(N / 2000, 1)) with N = 1 / (budget x interval) ticks (BUDGET.md §3); where a recording was
+    declared clean, statistics are frozen and drift adds to the surprise: 8 at 1/week (UNIFIED.md §3), moved by the
+    same slope.
+
+    Args:
+        budget: alerts per second and device; 0 (off) is taken as 1/week, for the score.
+        interval: usual seconds between ticks.
+    """
+    budget = budget or 1 / WEEK
+    if declared:
+        return max(PRIOR_LEVEL, DECLARED_LEVEL + PRIOR_SLOPE * math.log(1 / WEEK / budget))
+    ticks = 1 / (budget * interval)
+    return PRIOR_LEVEL + PRIOR_SLOPE * math.log(max(ticks / PRIOR_TICKS, 1.0))
+
+
+def p_value(equivalent: Tensor) -> Tensor:
+    """Tail probability a tick of a surprise given as its one-channel equivalent (B,).
+
+    The inverse of `level`: at the threshold of a budget of N ticks it is 1 / N.
+    """
+    return (torch.exp(-(equivalent - PRIOR_LEVEL) / PRIOR_SLOPE) / PRIOR_TICKS).clamp(max=1.0)
+
+
+def decay(raised: Tensor, dt: Tensor, budget: float) -> Tensor:
+    """The controller's raise after `dt` seconds of the device's time, both (B,): db/dt = -g B min(b / b_ref, 1)."""
+    return (raised - RAISE * budget * dt * (raised / RAISE_REFERENCE).clamp(max=1.0)).clamp(min=0.0)
+
+
+def standardise(u: Tensor, calibration: Tensor) -> Tensor:
+    """z = (u - mean) / (sd + 1e-3 |mean| + 0.02), clipped to 0..12, averaged over memories.
+
+    Args:
+        u: windowed errors, (B, 4, K F).
+        calibration: mean and variance in two memories, (B, 2, 2, 4, K F).
+
+    Returns:
+        (B, 4, K F).
+    """
+    mean, var = calibration.unbind(2)
+    z = (u.unsqueeze(1) - mean) / (var.sqrt() + 1e-3 * mean.abs() + FLOOR)
+    return z.clamp_(0.0, CEILING).mean(1)
+
+
+def update(u: Tensor, calibration: Tensor, n: Tensor, learns: Tensor) -> tuple[Tensor, Tensor]:
+    """Calibration after learning from u: all history at 1/n, short memory at 1/1500.
+
+    Args:
+        u: (B, 4, K F).
+        calibration: (B, 2, 2, 4, K F).
+        n: ticks learned from so far, by head, (B, K).
+        learns: which heads learn from this tick, (B, K), bool.
+
+    Returns:
+        calibration and n after it. Flagged ticks teach too: DETECTION.md §4.
+    """
+    channels = u.shape[2] // n.shape[1]
+    after = n + learns
+    rate = torch.where(learns, 1.0 / after.clamp(min=1.0), 0.0)
+    rates = torch.stack([rate, torch.where(learns, rate.clamp(min=1.0 / MEMORY), 0.0)], 1)  # (B, 2, K)
+    rates = rates.repeat_interleave(channels, 2).unsqueeze(2)  # (B, 2, 1, K F)
+    mean, var = calibration.unbind(2)
+    step = u.unsqueeze(1) - mean
+    moved = rates * step
+    return torch.stack([mean + moved, (1.0 - rates) * (var + moved * step)], 2), after.clamp(max=1e6)
+
+
+@dataclass(frozen=True, slots=True)
+class ShiftReference:
+    """What the shift statistic B knows of clean ticks, a row a declared device (row 0: the pooled one).
+
+    Attributes:
+        centre: v0 of values and of far errors, (G, 2, F).
+        precision: inverse covariance with ridge, zero for channels that do not vary, (G, 2, F, F).
+        most: largest distance over clean ticks, (G, 2).
+    """
+
+    centre: Tensor
+    precision: Tensor
+    most: Tensor
+
+    def distance(self, shift: Tensor, group: Tensor, blunt: Tensor) -> tuple[Tensor, Tensor]:
+        """B = sqrt(d_y d_e), each Mahalanobis distance in units of its clean maximum, (B,), and who is to blame.
+
+        Args:
+            shift: slow means of values and far errors, (B, 2, F).
+            group: row of the reference, (B,), int64.
+            blunt: factor a channel's deviation counts with after the user's gates, (B, 2, F).
+
+        Returns:
+            B (B,); each channel's part in the squared distances, >= 0, (B, F).
+        """
+        away = (shift - self.centre[group]) * blunt
+        parts = away * (self.precision[group] @ away.unsqueeze(3)).squeeze(3)  # (B, 2, F)
+        d = parts.sum(2).clamp(min=0.0).sqrt() / self.most[group]
+        return (d[:, 0] * d[:, 1]).sqrt(), parts.clamp(min=0.0).sum(1)
+
+
+def shift_reference(values: Floats, errors: Floats, varied: Floats) -> tuple[Floats, Floats, Floats]:
+    """Centre (2, F), precision (2, F, F) and clean maximum (2,) from slow means over clean ticks, (T, F) each.
+
+    Source: UNIFIED.md §2 B: precision = (C + 0.003 tr(C) / F I)^-1, in-sample maximum.
+    """
+    use = np.flatnonzero(varied > 0)
+    f = values.shape[1]
+    centre, precision, most = np.zeros((2, f)), np.zeros((2, f, f)), np.ones(2)
+    for k, v in enumerate((values, errors)):
+        centre[k] = v.mean(0)
+        if not len(use) or len(v) < len(use) + LEAST:
+            continue
+        away = v[:, use] - centre[k, use]
+        c = away.T @ away / len(v)
+        ridge = SHIFT_RIDGE * np.trace(c) / len(use) + 1e-9
+        precision[k][np.ix_(use, use)] = np.linalg.inv(c + ridge * np.eye(len(use)))
+        most[k] = max(np.sqrt(np.max(np.einsum("ti,ij,tj->t", away, precision[k][np.ix_(use, use)], away))), 1e-3)
+    return centre, precision, most

@@ -1,0 +1,561 @@
+"""Learning a profile: weights by truncated back-propagation through time, then calibration by streaming.
+
+Axes: S series (one device's ticks each), T ticks, B lanes of a training batch, W ticks of a window, F channels.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sentinel.model import calibrate, features
+from sentinel.model.calibrate import ShiftReference
+from sentinel.model.forecaster import Forecaster, head_count, weight_shapes
+from sentinel.model.scale import ProfileScale, is_counter, location_and_spread, longest_run
+from sentinel.model.score import EARLIEST_SHIFT, SETTLE, WARM, Detector, Scored, Scorer
+from sentinel.model.slabs import Layout, Slabs
+from sentinel.records import Bools, Channel, Floats, Ints, ModelSpec
+
+STEPS = 600  # of AdamW; UNIFIED.md §2
+WINDOW = 64
+CARRIED = 4  # windows that a lane goes on with its state before it jumps
+NOISE = 0.3  # on inputs; UNIFIED.md §5
+MISSING = 0.02  # values hidden while training, so that a missing channel is nothing new
+PATIENCE = 3  # validations without gain
+VALIDATE_EVERY = 50
+FIT_SHARE = 0.75  # the rest is held out, for stopping and calibration
+MOST_SERIES, MOST_ROWS = 256, 400_000  # what one training looks at
+MOST_CALIBRATION = 20_000  # ticks a device
+LIVE_PRIOR = 100.0  # ticks that calibration on fitted ticks counts for, when learning live
+ANEW_AFTER = 64  # usual intervals; a longer gap begins a new state
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One device's ticks in order: event times (T,), values in the channels' units (T, F), NaN where missing."""
+
+    device: str
+    time: Floats
+    values: Floats
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """A detector, and the memory of each device that it was learned from.
+
+    Attributes:
+        devices: ids, (S,).
+        memory: `Slabs.take` of those devices at the end of their series.
+        losses: validation loss, at the start and at its best.
+    """
+
+    detector: Detector
+    devices: tuple[str, ...]
+    memory: tuple[Tensor, Tensor, Tensor]
+    losses: tuple[float, float]
+
+
+def learn(
+    series: Sequence[Series],
+    channels: Sequence[Channel],
+    spec: ModelSpec,
+    *,
+    seed: int,
+    declared: bool,
+    start: Mapping[str, Tensor] | None = None,
+    progress: Progress = lambda _what, _share: None,
+) -> Learned:
+    """Learn a detector from healthy ticks.
+
+    Args:
+        channels: of the F columns; their gates do not matter here.
+        declared: the user vouches for this recording: its statistics stay frozen.
+        start: weights to start from, where they fit.
+        progress: told what is being done and the share done.
+
+    Raises:
+        ValueError: fewer than two ticks in all, or no channel.
+    """
+    series = [s for s in series if len(s) >= 2]
+    if not series or not channels:
+        msg = "nothing to learn from: no device has two ticks"
+        raise ValueError(msg)
+    stacked = _Stack.of(series, declared=declared)
+    names = tuple(channel.name for channel in channels)
+    calendar = stacked.calendar
+    weights, losses = _fit(stacked, spec, seed, calendar, start, progress)
+    forecaster = Forecaster(spec, len(names), calendar, weights)
+    layout = Layout(spec, len(names))
+    detector = Detector(
+        channels=names,
+        scale=stacked.scale,
+        forecaster=forecaster,
+        prior=_blank(layout),
+        spread_of_locations=torch.zeros(len(names)),
+        interval=stacked.interval,
+        longest_run=np.max([longest_run(s.values) for s in series], axis=0),
+        declared=declared,
+    )
+    detector, slabs = _calibrate(detector, stacked, progress)
+    rows = torch.arange(1, len(series) + 1)
+    return Learned(detector, tuple(s.device for s in series), slabs.take(rows), losses)
+
+
+def anew(dt: Floats, interval: float, max_gap: float | None = None) -> Bools:
+    """Which ticks begin a new state: those after a gap longer than `max_gap`, or 64 usual intervals, in seconds."""
+    out: Bools = dt > (max_gap or ANEW_AFTER * interval)
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class _Stack:
+    """S series side by side, padded at the end.
+
+    Attributes:
+        x: in profile units, (T, S, F), NaN where missing or padded.
+        time, dt: (T, S).
+        fresh: begins a new state, (T, S).
+        length, fit: ticks of each series, and of its part to fit on, (S,).
+        m, s: the devices' location and spread, (S, F).
+    """
+
+    scale: ProfileScale
+    x: Floats
+    time: Floats
+    dt: Floats
+    fresh: Bools
+    length: Ints
+    fit: Ints
+    m: Floats
+    s: Floats
+    interval: float
+
+    @staticmethod
+    def of(series: Sequence[Series], *, declared: bool) -> "_Stack":
+        usual = np.concatenate([np.diff(s.time) for s in series])
+        interval = float(np.median(usual[usual > 0])) if (usual > 0).any() else 1.0
+        counter = np.all([is_counter(s.values) for s in series], axis=0)
+        width = series[0].values.shape[1]
+        raw = ProfileScale(np.zeros(width), np.ones(width), counter)
+        plain = [raw.scaled(s.values, np.vstack([np.full((1, width), np.nan), s.values[:-1]])) for s in series]
+        least = HOLD_OUT_LIVE if not declared else calibrate.HELD_OUT_AT_LEAST
+        fit = np.array([int(FIT_SHARE * len(s)) if len(s) >= least else len(s) for s in series])
+        own = [location_and_spread(p[:n]) for p, n in zip(plain, fit, strict=True)]
+        locations, spreads = np.array([m for m, _ in own]), np.array([s for _, s in own])
+        scale = ProfileScale(np.median(locations, 0), np.median(spreads, 0), counter)
+        longest = max(len(s) for s in series)
+        shape = (longest, len(series))
+        x, time, dt = np.full((*shape, width), np.nan), np.zeros(shape), np.zeros(shape)
+        fresh = np.zeros(shape, dtype=np.bool_)
+        for i, (s, p) in enumerate(zip(series, plain, strict=True)):
+            n = len(s)
+            x[:n, i] = (p - scale.location) / scale.spread
+            time[:n, i] = s.time
+            dt[1:n, i] = np.maximum(np.diff(s.time), 0.0)
+            fresh[:n, i] = anew(dt[:n, i], interval)
+            fresh[0, i] = True
+        return _Stack(
+            scale=scale,
+            x=x,
+            time=time,
+            dt=dt,
+            fresh=fresh,
+            length=np.array([len(s) for s in series]),
+            fit=fit,
+            m=(locations - scale.location) / scale.spread,
+            s=spreads / scale.spread,
+            interval=interval,
+        )
+
+    @property
+    def calendar(self) -> bool:
+        """Whether the time of day can be learned: real dates (not row numbers), two days of them, several ticks a day."""
+        spans = [self.time[n - 1, i] - self.time[0, i] for i, n in enumerate(self.length)]
+        return (
+            bool(self.time[0].min() > 1e8) and max(spans) >= 2 * features.DAY and self.interval <= features.DAY / 4
+        )
+
+
+HOLD_OUT_LIVE = 200  # ticks a device from which a quarter is held out, when learning live
+
+
+def _blank(layout: Layout) -> Tensor:
+    """Record of a device of which nothing is known but that it is of an average kind, (width,)."""
+    record = torch.zeros(1, layout.width)
+    for name, value in (
+        ("s", 1.0),
+        ("lo", math.inf),
+        ("hi", -math.inf),
+        ("v1", math.nan),
+        ("v2", math.nan),
+        ("warm", WARM),
+    ):
+        layout.view(record, name).fill_(value)
+    return record[0]
+
+
+# --- weights -----------------------------------------------------------------------------------------------------
+
+
+class _Network(nn.Module):
+    """The forecaster with torch's own fused recurrence, for training: the same weights under the same names."""
+
+    def __init__(self, spec: ModelSpec, channels: int, calendar: bool, start: Mapping[str, Tensor] | None) -> None:
+        super().__init__()
+        self.spec, self.channels = spec, channels
+        cell = nn.LSTM if spec.cell == "lstm" else nn.GRU
+        self.recurrence = cell(
+            features.width(channels, calendar), spec.hidden, spec.layers, dropout=spec.dropout if spec.layers > 1 else 0
+        )
+        if spec.cell == "lstm":
+            for name, parameter in self.recurrence.named_parameters():
+                if name.startswith("bias_ih"):
+                    nn.init.ones_(parameter[spec.hidden : 2 * spec.hidden])  # forget gate open: Gers et al. 2000
+        self.head = nn.Linear(spec.hidden, len(spec.horizons) * channels)
+        self.log_sigma = nn.Parameter(torch.full((head_count(spec, channels), channels), -0.5))
+        self.reconstruct = nn.Linear(spec.hidden, channels)  # for training only: keeps y(t) readable in h(t)
+        if channels >= 2:
+            self.cross_h = nn.Parameter(torch.randn(channels, spec.hidden) * 0.05)
+            self.cross_y = nn.Parameter(torch.zeros(channels, channels))
+            self.cross_bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("others", 1.0 - torch.eye(channels))
+        if start is not None:
+            with torch.no_grad():
+                for name, parameter in self._named().items():
+                    if name in start and start[name].shape == parameter.shape:
+                        parameter.copy_(start[name])
+
+    def _named(self) -> dict[str, Tensor]:
+        named: dict[str, Tensor] = dict(self.recurrence.named_parameters())
+        named |= {"head_weight": self.head.weight, "head_bias": self.head.bias, "log_sigma": self.log_sigma}
+        if self.channels >= 2:
+            named |= {"cross_h": self.cross_h, "cross_y": self.cross_y, "cross_bias": self.cross_bias}
+        return named
+
+    def weights(self, calendar: bool) -> dict[str, Tensor]:
+        named = {name: value.detach().clone() for name, value in self._named().items()}
+        shapes = weight_shapes(self.spec, self.channels, calendar)
+        assert {name: tuple(value.shape) for name, value in named.items()} == shapes  # noqa: S101 - our own promise
+        return named
+
+    def forward(self, inputs: Tensor, y: Tensor, state: "_State | None") -> tuple[Tensor, Tensor, "_State"]:
+        """From inputs (W, B, I) and y (W, B, F): locations (W, B, K, F), y read back (W, B, F), the state after."""
+        out, state_after = self.recurrence(inputs, state)
+        w, b, _ = out.shape
+        ahead = self.head(out).view(w, b, len(self.spec.horizons), self.channels)
+        if self.channels >= 2:
+            if state is None:
+                first = torch.zeros_like(out[:1])
+            else:
+                first = (state[0] if self.spec.cell == "lstm" else state)[-1:]  # type: ignore[index]
+            past = torch.cat([first, out[:-1]])
+            cross = past @ self.cross_h.t() + y @ (self.cross_y * self.others).t() + self.cross_bias
+            ahead = torch.cat([ahead, cross.unsqueeze(2)], 2)
+        return ahead, self.reconstruct(out), state_after
+
+
+_State = tuple[Tensor, Tensor] | Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Ticks:
+    """Network inputs (T, S, I), scaled values y (T, S, F), seen (T, S, F), segment number (T, S)."""
+
+    inputs: Tensor
+    y: Tensor
+    seen: Tensor
+    segment: Tensor
+    fit: Tensor
+    length: Tensor
+
+    @staticmethod
+    def of(stack: _Stack, chosen: Ints, calendar: bool) -> "_Ticks":
+        # The newest ticks that fit the bound; padding stays at the end, so short series lose nothing.
+        x = torch.from_numpy(((stack.x[:, chosen] - stack.m[chosen]) / stack.s[chosen]).astype(np.float32))
+        seen = ~torch.isnan(x)
+        y = torch.where(seen, torch.asinh(torch.where(seen, x, 0.0)), 0.0).clamp(-8.0, 8.0)
+        fresh = torch.from_numpy(stack.fresh[:, chosen])
+        dt = torch.from_numpy(stack.dt[:, chosen].astype(np.float32))
+        parts = []
+        last = mean = torch.zeros_like(y[0])
+        for t in range(len(y)):
+            clock = features.calendar(stack.time[t, chosen]) if calendar else None
+            usual = features.relative_interval(dt[t], stack.interval) * (~fresh[t])
+            inputs, last, mean = features.step(y[t], seen[t], usual, clock, last, mean, fresh[t])
+            parts.append(inputs)
+        return _Ticks(
+            torch.stack(parts),
+            y,
+            seen,
+            fresh.cumsum(0),
+            torch.from_numpy(stack.fit[chosen]),
+            torch.from_numpy(stack.length[chosen]),
+        )
+
+
+def _loss(
+    network: _Network, ticks: _Ticks, at: Tensor, who: Tensor, end: Tensor, inputs: Tensor, state: _State | None, skip: Tensor
+) -> tuple[Tensor, _State]:
+    """Student-t (nu = 4) negative log-likelihood of a window over all heads, and the state after it.
+
+    Args:
+        at: tick numbers, (W, B).   who: series, (B,).   end: targets lie before this tick, (B,).
+        skip: ticks that give no loss, (W, B).
+    """
+    y = ticks.y[at, who]
+    # The cross head reads the same noisy values as the recurrence: the noise is its ridge.
+    location, read_back, after = network(inputs, inputs[:, :, : network.channels], state)
+    segment = ticks.segment[at, who]
+    total, weight = torch.zeros(()), torch.zeros(())
+    for k in range(location.shape[2]):
+        horizon = network.spec.horizons[k] if k < len(network.spec.horizons) else 0
+        target = (at + horizon).clamp(max=len(ticks.y) - 1)
+        counts = (at + horizon < end) & ~skip & (ticks.segment[target, who] == segment)
+        mask = (ticks.seen[target, who] & counts.unsqueeze(2)).to(y.dtype)
+        log_sigma = network.log_sigma[k].clamp(-6.0, 4.0)
+        error = (ticks.y[target, who] - location[:, :, k]) / log_sigma.exp()
+        loss = log_sigma + 2.5 * torch.log1p(error * error / 4.0)
+        total = total + (loss * mask).sum() / mask.sum().clamp(min=1.0)
+        weight = weight + 1
+    mask = (ticks.seen[at, who] & ~skip.unsqueeze(2)).to(y.dtype)
+    auxiliary = ((y - read_back).abs() * mask).sum() / mask.sum().clamp(min=1.0)
+    return total / weight + 0.1 * auxiliary, after
+
+
+def _fit(
+    stack: _Stack, spec: ModelSpec, seed: int, calendar: bool, start: Mapping[str, Tensor] | None, progress: Progress
+) -> tuple[dict[str, Tensor], tuple[float, float]]:
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(stack.length), generator=generator)[:MOST_SERIES].numpy()
+    stack = _newest(stack, MOST_ROWS // len(chosen))
+    ticks = _Ticks.of(stack, chosen, calendar)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = _Network(spec, stack.x.shape[2], calendar, start)
+        return _descend(network, ticks, generator, calendar, progress)
+
+
+def _newest(stack: _Stack, most: int) -> _Stack:
+    """At most the newest `most` ticks of each series; each series keeps its fitted part's end."""
+    if len(stack.x) <= most:
+        return stack
+    cut = np.maximum(stack.length - most, 0)
+    index = np.minimum(np.arange(most)[:, None] + cut, len(stack.x) - 1)
+    who = np.arange(len(cut))
+    return replace(
+        stack,
+        x=stack.x[index, who],
+        time=stack.time[index, who],
+        dt=stack.dt[index, who],
+        fresh=stack.fresh[index, who],
+        length=stack.length - cut,
+        fit=np.maximum(stack.fit - cut, 1),
+    )
+
+
+def _descend(
+    network: _Network, ticks: _Ticks, generator: torch.Generator, calendar: bool, progress: Progress
+) -> tuple[dict[str, Tensor], tuple[float, float]]:
+    f = network.channels
+    window = min(WINDOW, max(int(ticks.fit.max()) - 1, 2))
+    room = (ticks.fit - window).clamp(min=0)
+    usable = torch.where(ticks.fit >= 2, ticks.fit, 0).double()
+    lanes = min(48, 6 * len(ticks.fit))
+    optimiser = torch.optim.AdamW(network.parameters(), lr=5e-3, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
+    held_out = bool((ticks.length > ticks.fit).any())
+    first = best = _validate(network, ticks) if held_out else math.nan
+    kept, since_best = network.weights(calendar), 0
+    who = torch.multinomial(usable, lanes, replacement=True, generator=generator)
+    at = torch.zeros(lanes, dtype=torch.long)
+    left = torch.zeros(lanes, dtype=torch.long)
+    state: _State | None = None
+    span = torch.arange(window).unsqueeze(1)
+    network.train()
+    for step in range(STEPS):
+        jump = (left <= 0) | (at > room[who])
+        drawn = torch.multinomial(usable, lanes, replacement=True, generator=generator)
+        who = torch.where(jump, drawn, who)
+        random = torch.rand(lanes, generator=generator)
+        at = torch.where(jump, (random * (room[who] + 1)).long(), at)
+        left = torch.where(jump, torch.full_like(left, CARRIED), left)
+        state = _forget(state, jump)
+        index = (at + span).clamp(max=len(ticks.y) - 1)
+        inputs = ticks.inputs[index, who]
+        noise = torch.randn(window, lanes, 3 * f, generator=generator) * NOISE
+        hidden = torch.rand(window, lanes, f, generator=generator) < MISSING
+        inputs = torch.cat([inputs[..., : 3 * f] + noise, inputs[..., 3 * f :]], 2)
+        inputs[..., :f] = torch.where(hidden, 0.0, inputs[..., :f])
+        inputs[..., 3 * f : 4 * f] = torch.where(hidden, 0.0, inputs[..., 3 * f : 4 * f])
+        skip = (jump & (window > 2 * SETTLE)).unsqueeze(0) & (span < SETTLE)
+        skip = skip | (at + span >= ticks.fit[who])
+        loss, after = _loss(network, ticks, index, who, ticks.fit[who], inputs, state, skip)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        state = tuple(part.detach() for part in after) if isinstance(after, tuple) else after.detach()
+        at, left = at + window, left - 1
+        progress("fitting", (step + 1) / STEPS)
+        if held_out and (step + 1) % VALIDATE_EVERY == 0:
+            now = _validate(network, ticks)
+            since_best += 1
+            if now < best:
+                best, kept, since_best = now, network.weights(calendar), 0
+            if since_best >= PATIENCE and step > STEPS // 2:
+                break
+    if not held_out:
+        kept = network.weights(calendar)
+    return kept, (first, best)
+
+
+def _forget(state: _State | None, rows: Tensor) -> _State | None:
+    if state is None:
+        return None
+    keep = (~rows).float().view(1, -1, 1)
+    return tuple(part * keep for part in state) if isinstance(state, tuple) else state * keep
+
+
+def _validate(network: _Network, ticks: _Ticks) -> float:
+    """Loss over the held-out tail of up to 64 series, in one pass, with a lead-in of one window."""
+    network.eval()
+    who = torch.arange(min(len(ticks.fit), 64))
+    begin = (ticks.fit[who] - WINDOW).clamp(min=0)
+    span = torch.arange(min(int((ticks.length[who] - begin).max()), 2048)).unsqueeze(1)
+    at = (begin + span).clamp(max=len(ticks.y) - 1)
+    skip = (at < ticks.fit[who]) | (begin + span >= ticks.length[who])
+    with torch.no_grad():
+        loss, _ = _loss(network, ticks, at, who, ticks.length[who], ticks.inputs[at, who], None, skip)
+    network.train()
+    return float(loss)
+
+
+# --- calibration ---------------------------------------------------------------------------------------------------
+
+
+def _calibrate(detector: Detector, stack: _Stack, progress: Progress) -> tuple[Detector, Slabs]:
+    """Stream the series through the detector: each device's statistics, the shift reference, the prior."""
+    stack = _newest(stack, MOST_CALIBRATION)
+    layout, count = detector.layout, len(stack.length)
+    records = detector.prior.repeat(count, 1)
+    layout.view(records, "m").copy_(torch.from_numpy(stack.m))
+    layout.view(records, "s").copy_(torch.from_numpy(stack.s))
+    slabs = _slabs(layout, records)
+    slow = np.full((*stack.x.shape[:2], 2, layout.channels), np.nan, dtype=np.float32) if detector.declared else None
+    ticks = len(stack.x)
+    for t, who, scored in _stream(detector, stack, slabs, np.zeros(count, dtype=np.int64)):
+        progress("calibrating", (t + 1) / ticks)
+        if slow is not None:
+            slow[t, who] = scored.shift.numpy()
+        elif (ends := who[stack.fit[who] == t + 1]).size:
+            n = layout.view(slabs.records, "n")
+            n[ends + 1] = n[ends + 1].clamp(max=LIVE_PRIOR)
+    shift = None
+    if slow is not None:
+        shift = _shift(layout, slabs, stack, slow)
+        _freeze(layout, slabs)
+        detector = replace(detector, shift=shift)
+        _floors(detector, stack, slabs)
+    records = slabs.records[1:]
+    prior, spread = _prior(layout, records, stack)
+    detector = replace(detector, prior=prior, spread_of_locations=spread)
+    return detector, slabs
+
+
+def _slabs(layout: Layout, records: Tensor) -> Slabs:
+    slabs = Slabs(layout, torch.device("cpu"), len(records) + 1)
+    slabs.records[1:] = records
+    return slabs
+
+
+def _stream(detector: Detector, stack: _Stack, slabs: Slabs, begin: Ints) -> Iterator[tuple[int, Ints, Scored]]:
+    scorer = Scorer(detector, {}, 1 / calibrate.WEEK, None)
+    for t in range(int(begin.min()), len(stack.x)):
+        who = np.flatnonzero((t >= begin) & (t < stack.length))
+        if len(who):
+            reset = stack.fresh[t, who] | (t == begin[who])
+            yield t, who, scorer.observe(slabs, who + 1, stack.x[t, who], stack.dt[t, who], stack.time[t, who], reset)
+
+
+def _freeze(layout: Layout, slabs: Slabs) -> None:
+    """What a declared recording taught stays: the long memory alone, no more learning."""
+    layout.view(slabs.records, "frozen").fill_(1.0)
+    memories = layout.view(slabs.records, "calibration")
+    memories[:, 1] = memories[:, 0]
+
+
+def _shift(layout: Layout, slabs: Slabs, stack: _Stack, slow: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> ShiftReference | None:
+    varied = layout.view(slabs.records, "varied")[1:].numpy()
+    if layout.channels < 2 or varied.sum(1).max() < 2:
+        return None
+    far = layout.spec.horizons[-1]
+    parts, rows = [], []
+    for i, n in enumerate(stack.length):
+        first = max(EARLIEST_SHIFT, far + 20, 150 if n > 450 else 0)
+        rows.append(slow[min(first, max(n - 1, 0)) : n, i].astype(np.float64))
+    for i, v in enumerate([np.concatenate(rows)[-MOST_CALIBRATION:], *rows]):
+        parts.append(calibrate.shift_reference(v[:, 0], v[:, 1], varied.max(0) if i == 0 else varied[i - 1]))
+    layout.view(slabs.records, "group")[1:] = torch.arange(1, len(rows) + 1, dtype=torch.float32)
+    centre, precision, most = (torch.tensor(np.array(part), dtype=torch.float32) for part in zip(*parts, strict=True))
+    return ShiftReference(centre, precision, most)
+
+
+def _floors(detector: Detector, stack: _Stack, slabs: Slabs) -> None:
+    """Least threshold of each device: mean + k sd of the surprise of ticks that were not fitted on.
+
+    k = 4 (1 + 200 / n); 14 where the recording was too short to hold any out. Source: UNIFIED.md §3.
+    """
+    held_out = stack.fit < stack.length
+    begin = np.where(held_out, np.maximum(stack.fit - 2 * WINDOW, 0), 0)
+    surprises: list[list[float]] = [[] for _ in stack.length]
+    for t, who, scored in _stream(detector, stack, slabs, begin):
+        for i, a in zip(who, scored.surprise.tolist(), strict=True):
+            if not math.isnan(a) and (t >= stack.fit[i] or not held_out[i]):
+                surprises[i].append(a)
+    floors = detector.layout.view(slabs.records, "floor")
+    for i, values in enumerate(surprises):
+        if len(values) >= calibrate.LEAST:
+            k = 4.0 * (1.0 + 200.0 / len(values)) if held_out[i] else 14.0
+            floors[i + 1] = float(np.mean(values) + k * np.std(values))
+
+
+def _prior(layout: Layout, records: Tensor, stack: _Stack) -> tuple[Tensor, Tensor]:
+    """What a new device starts from, (width,), and the spread of the devices' locations, (F,)."""
+    prior = _blank(layout).unsqueeze(0)
+    pooled = {"s": records.new_tensor(np.median(stack.s, 0)), "m": records.new_tensor(np.median(stack.m, 0))}
+
+    def of(name: str) -> Tensor:
+        return layout.view(records, name)
+
+    known = of("n").amax(1) >= calibrate.LEAST
+    if known.any():
+        mean, var = of("calibration")[known].unbind(2)
+        between = mean.var(0, unbiased=False)
+        pooled["calibration"] = torch.stack([mean.mean(0), var.mean(0) + between], 1)
+        pooled["n"] = of("n")[known].median(0).values
+        pooled["floor"] = of("floor")[known].median()
+    pooled["lo"], pooled["hi"] = of("lo").amin(0), of("hi").amax(0)
+    pooled["varied"] = of("varied").amax(0)
+    pooled["v1"], pooled["v2"] = of("v1")[0], of("v2")[0]
+    pooled["frozen"] = of("frozen")[0]
+    for name, value in pooled.items():
+        layout.view(prior, name)[0] = value
+    if not bool(of("frozen")[0]):
+        n = layout.view(prior, "n")
+        n.clamp_(max=LIVE_PRIOR)
+    spread = torch.zeros(layout.channels)
+    if len(records) >= 3:
+        # 1.4826 MAD; a spread that is small beside the devices' own is none.
+        tau = 1.4826 * np.median(np.abs(stack.m - np.median(stack.m, 0)), 0)
+        spread = records.new_tensor(np.where(tau > 0.1 * np.median(stack.s, 0), tau, 0.0))
+        layout.view(prior, "warm").fill_(0.0 if (spread > 0).any() else WARM)
+    return prior[0], spread

@@ -1,0 +1,88 @@
+"""Robust location and spread, kinds of channel, and the way between units and scaled values.
+
+Two scales in turn keep float32 exact enough: the profile's (float64, in the channel's unit) brings any value
+near 1, the device's (float32, in the profile's units) fits the device.
+
+Axes: B rows, F channels, T ticks.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sentinel.records import Bools, Floats
+
+LIMIT = 1e6  # scaled values are clipped here; keeps float32 arithmetic finite
+
+
+def location_and_spread(values: Floats) -> tuple[Floats, Floats]:
+    """Robust location and spread of each column, both (F,), from (T, F) with NaN where missing.
+
+    spread = max(IQR / 1.349, (P95 - P5) / 3.29, 0.1 sd); where that is 0, max(0.05 |median|, 1e-3).
+    A column without a value has location 0 and spread 1. Source: DETECTION.md §5.
+    """
+    known = ~np.isnan(values)
+    empty = ~known.any(axis=0)
+    filled = np.where(empty, 0.0, values)
+    p5, p25, median, p75, p95 = np.nanpercentile(filled, [5, 25, 50, 75, 95], axis=0)
+    spread = np.maximum(np.maximum((p75 - p25) / 1.349, (p95 - p5) / 3.29), 0.1 * np.nanstd(filled, axis=0))
+    # A spread that is only rounding noise of the values is no spread.
+    spread = np.where(spread <= 1e-9 * np.abs(median), 0.0, spread)
+    spread = np.where(spread > 0, spread, np.maximum(0.05 * np.abs(median), 1e-3))
+    return median, np.where(empty, 1.0, spread)
+
+
+def is_counter(values: Floats) -> Bools:
+    """Which columns of (T, F) only ever grow, with more than 20 distinct values: they are differenced, (F,)."""
+    out = np.zeros(values.shape[1], dtype=np.bool_)
+    for f in range(values.shape[1]):
+        column = values[:, f]
+        column = column[~np.isnan(column)]
+        if len(column) > 20:
+            steps = np.diff(column)
+            out[f] = bool(np.all(steps >= 0)) and len(np.unique(column)) > 20
+    return out
+
+
+def longest_run(values: Floats) -> Floats:
+    """Longest run of one value in each column of (T, F), in ticks, (F,).
+
+    Infinite where that says nothing of health: at most two distinct values, or runs over a twentieth of the ticks.
+    """
+    out = np.full(values.shape[1], np.inf)
+    for f in range(values.shape[1]):
+        column = values[:, f]
+        column = column[~np.isnan(column)]
+        if len(np.unique(column)) > 2:
+            edges = np.flatnonzero(np.diff(column) != 0)
+            run = float(np.max(np.diff(np.concatenate([[-1], edges, [len(column) - 1]]))))
+            if run <= max(0.05 * len(column), 5.0):
+                out[f] = run
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileScale:
+    """From the channels' units to the profile's scaled units.
+
+    Attributes:
+        location, spread: in the channel's unit, (F,).
+        counter: channels replaced by their first difference, (F,).
+    """
+
+    location: Floats
+    spread: Floats
+    counter: Bools
+
+    def scaled(self, values: Floats, previous: Floats) -> Floats:
+        """Values (B, F) in the profile's units; NaN stays NaN.
+
+        Args:
+            previous: each device's previous values, (B, F), NaN where there are none; for counters only.
+                A counter that fell restarted: its difference is 0. One without a previous value is missing.
+        """
+        if self.counter.any():
+            step = values - previous
+            values = np.where(self.counter, np.where(step < 0, 0.0, step), values)
+        out: Floats = (values - self.location) / self.spread
+        return out

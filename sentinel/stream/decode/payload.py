@@ -1,0 +1,119 @@
+"""Payload bytes to Python values: JSON, checked for what orjson lets pass; event times."""
+
+import json
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from sentinel.records import EventTime, Fate
+
+MAX_PAYLOAD = 1 << 20  # bytes
+LARGEST = 1e30  # in any unit; a larger number is no measurement
+LATEST = 1e11  # seconds since the epoch, the year 5138
+TO_SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+
+
+class Malformed(Exception):
+    """Carries the fate of a payload out of its decoder, no further."""
+
+    def __init__(self, fate: Fate, detail: str) -> None:
+        super().__init__(detail)
+        self.fate = fate
+
+
+def load(payload: bytes) -> Any:
+    """The JSON value of a payload.
+
+    Raises:
+        Malformed: too large, not UTF-8, not JSON, nested too deep, or with a key twice in one object.
+    """
+    if len(payload) > MAX_PAYLOAD:
+        raise Malformed(Fate.TOO_LARGE, f"{len(payload)} bytes, over {MAX_PAYLOAD}")
+    try:
+        value = orjson.loads(payload)
+    except orjson.JSONDecodeError as error:
+        if b"NaN" in payload or b"Infinity" in payload or b" nan" in payload or payload in {b"nan", b"inf", b"-inf"}:
+            raise Malformed(Fate.BAD_VALUE, "NaN or Infinity is not JSON; leave the key out or send null") from None
+        raise Malformed(Fate.BAD_SYNTAX, str(error)) from None
+    # Each key is followed by '":'. More of them than keys: a key came twice, or the text stands in a string.
+    if type(value) is dict and payload.count(b'":') + payload.count(b'" :') != len(value):
+        _refuse_repeated_keys(payload)
+    return value
+
+
+def _refuse_repeated_keys(payload: bytes) -> None:
+    def pairs(items: list[tuple[str, Any]]) -> None:
+        if len({key for key, _ in items}) != len(items):
+            raise Malformed(Fate.BAD_SYNTAX, "a key twice in one object")
+
+    try:
+        json.loads(payload, object_pairs_hook=pairs)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(Fate.BAD_SYNTAX, str(error)) from None
+
+
+def follow(value: Any, path: Sequence[str]) -> Any:
+    """What lies at a path of keys (or indexes into arrays); None where there is nothing."""
+    for key in path:
+        if type(value) is dict:
+            value = value.get(key)
+        elif type(value) is list and key.isdecimal() and int(key) < len(value):
+            value = value[int(key)]
+        else:
+            return None
+    return value
+
+
+def seconds(value: Any, unit: str) -> float:
+    """Event time in seconds since the epoch.
+
+    Raises:
+        Malformed: not a time in that unit, or out of range (1970 to 5138).
+    """
+    if unit == "iso8601":
+        if type(value) is not str:
+            raise Malformed(Fate.BAD_TIME, f"time is {type(value).__name__}, expected an ISO 8601 string")
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            raise Malformed(Fate.BAD_TIME, f"{value[:40]!r} is no ISO 8601 time") from None
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        out = moment.timestamp()
+    elif type(value) is float or type(value) is int:
+        out = value * TO_SECONDS[unit]
+    else:
+        raise Malformed(Fate.BAD_TIME, f"time is {type(value).__name__}, expected a number of {unit}")
+    if not math.isfinite(out) or not 0.0 <= out <= LATEST:
+        raise Malformed(Fate.BAD_TIME, f"time {value!r} in {unit} is out of range")
+    return out
+
+
+def event_time(value: Any, time: EventTime | None) -> float | None:
+    """Event time of a decoded object; None: the profile uses receive time.
+
+    Raises:
+        Malformed: it should carry one and does not.
+    """
+    return None if time is None else seconds(follow(value, time.path), time.unit)
+
+
+def leaves(value: Any, skip: tuple[str, ...], depth: int = 5) -> list[tuple[str, float]]:
+    """The numeric leaves of an object as (name joined by ".", number), but for the path `skip`."""
+    out: list[tuple[str, float]] = []
+
+    def walk(node: dict[str, Any], at: tuple[str, ...]) -> None:
+        for key, child in node.items():
+            here = (*at, key)
+            if here == skip:
+                continue
+            if type(child) is float or type(child) is int:
+                out.append((".".join(here), child))
+            elif type(child) is dict and len(here) < depth:
+                walk(child, here)
+
+    walk(value, ())
+    return out

@@ -1,0 +1,470 @@
+"""The stream: messages in, outcomes out. A deterministic function of its inputs, in order.
+
+    messages ──► decode ──► align ──► devices ──► rules · score ──► alerts
+                    │ readings: what a journal keeps
+
+Axes: B rows, F channels.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from sentinel.model.learn import Series, anew
+from sentinel.model.score import BAND, Detector, Scored, Scorer
+from sentinel.model.slabs import Slabs
+from sentinel.records import (
+    FATE_CODE,
+    FATES,
+    AlertKind,
+    Bools,
+    Channel,
+    ChannelView,
+    Command,
+    DeviceState,
+    Fate,
+    Floats,
+    Ints,
+    Message,
+    ProfileSpec,
+    Readings,
+    Transition,
+)
+from sentinel.model.calibrate import REFRACTORY
+from sentinel.stream.alerts import AlertBook, Evidence
+from sentinel.stream.align import Aligner, Batch, waves
+from sentinel.stream.decode import Decoded, Decoder
+from sentinel.stream.devices import DeviceTable
+from sentinel.stream.rules import RULES, Broken, Rules
+
+SILENCE_LEAST = 300.0  # seconds; with `silence_after = "auto"` no device is silent sooner
+SILENCE_INTERVALS = 10.0
+_USED = FATE_CODE[Fate.ACCEPTED]
+
+
+@dataclass(frozen=True, slots=True)
+class Ticks:
+    """One wave of a profile: B ticks, what was scored, and what was broken."""
+
+    batch: Batch
+    scored: Scored | None
+    broken: Broken
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one turn of the stream did for one profile.
+
+    Attributes:
+        fates: readings by fate.
+        ticks: the waves, in order.
+        transitions: of alerts, in order.
+        anomalies: anomalous ticks, by kind.
+        gaps: devices whose state began anew after a gap.
+    """
+
+    fates: dict[Fate, int] = field(default_factory=dict)
+    ticks: list[Ticks] = field(default_factory=list)
+    transitions: list[Transition] = field(default_factory=list)
+    anomalies: dict[AlertKind, int] = field(default_factory=dict)
+    gaps: int = 0
+
+    @property
+    def count(self) -> int:
+        return sum(len(ticks.batch) for ticks in self.ticks)
+
+
+class ProfileStream:
+    """All devices of one profile: table, aligner, rules, detector, alerts.
+
+    Blocks: never.   Raises: nothing a message can cause.
+    """
+
+    def __init__(self, spec: ProfileSpec, device: str = "cpu") -> None:
+        self.spec = spec
+        self.device = device
+        self.channels: list[str] = [channel.name for channel in spec.channels or ()]
+        self.table = DeviceTable(len(self.channels), spec.max_devices)
+        self.rules = Rules(spec)
+        self.book = AlertBook(spec)
+        self.aligner = Aligner(spec.align_window) if spec.align_window > 0 else None
+        self.detector: Detector | None = None
+        self.scorer: Scorer | None = None
+        self.slabs: Slabs | None = None
+        self.keep_ticks = False  # whether outcomes hold their ticks; a daemon has no use for them
+        self._given: Mapping[str, Channel] = {channel.name: channel for channel in spec.channels or ()}
+        self._columns: Ints = np.zeros(0, dtype=np.int64)
+        self._score: Floats = np.full(self.table.capacity, np.nan)
+
+    # --- inputs ---
+
+    def absorb(self, readings: Readings, now: float) -> tuple[Outcome, Ints]:
+        """Take readings; returns the outcome and each reading's fate as a code, (B,)."""
+        out = Outcome()
+        self._know(readings.channels)
+        table = self.table
+        slots, new = table.slots(readings.device)
+        self._begin(new)
+        codes = np.full(len(readings), _USED, dtype=np.int64)
+        values = readings.values
+        if values.shape[1] < table.channels:
+            values = np.hstack([values, np.full((len(values), table.channels - values.shape[1]), np.nan)])
+        batch = Batch(slots, readings.time, values, readings.message)
+        rows = np.arange(len(readings))
+        if (slots < 0).any():
+            codes[slots < 0] = FATE_CODE[Fate.OVERFULL]
+            rows = np.flatnonzero(slots >= 0)
+            batch = batch.rows(rows)
+        if len(batch):
+            table.heard_from(batch.slots, now)
+            self._heard_again(batch.slots, now, out)
+            if self.aligner is None:
+                self._take(batch, now, out, codes, rows)
+            else:
+                self._take(self.aligner.push(batch, table, now), now, out, None, None)
+        for code, count in zip(*np.unique(codes, return_counts=True), strict=True):
+            fate = FATES[int(code)]
+            out.fates[fate] = out.fates.get(fate, 0) + int(count)
+        return out, codes
+
+    def timer(self, now: float) -> Outcome:
+        """Close alignment windows, notice silence, end shelving: what needs no reading to happen."""
+        out = Outcome()
+        if self.aligner is not None:
+            self._take(self.aligner.due(now, self.table.channels), now, out, None, None)
+        out.transitions += self.book.due(now)
+        out.transitions += self.book.storm(len(self.table), now)
+        for slot in np.flatnonzero(self._newly_silent(now)).tolist():
+            self.table.silent[slot] = self.table.open[slot] = self.table.dirty[slot] = True
+            out.transitions += self.book.start(self.table.ids[slot], "silence", float(self.table.last_seen[slot]), now)
+            out.anomalies["silence"] = out.anomalies.get("silence", 0) + 1
+        for slot in np.flatnonzero(self.table.used & (now - self.table.last_seen > self.spec.device_ttl)).tolist():
+            out.transitions += self._forget(slot, now)
+        return out
+
+    def timer_due(self, now: float) -> bool:
+        """Whether `timer` would change anything."""
+        table = self.table
+        waits = self.aligner.next_due() if self.aligner is not None else None
+        return (
+            (waits is not None and waits <= now)
+            or bool(self.book.recent)
+            or bool(self.book.open and any(e.state == "shelved" for d in self.book.open.values() for e in d.values()))
+            or bool(self._newly_silent(now).any())
+            or bool((table.used & (now - table.last_seen > self.spec.device_ttl)).any())
+        )
+
+    def command(self, command: Command, now: float) -> Outcome:
+        """Do what an operator said."""
+        out = Outcome()
+        slot = self.table.slot_of.get(command.device)
+        if slot is None and command.device not in self.book.open:
+            return out
+        if command.verb == "acknowledge":
+            out.transitions += self.book.acknowledge(command.device, now)
+        elif command.verb == "shelve":
+            out.transitions += self.book.shelve(command.device, now, command.seconds)
+        elif command.verb == "forget" and slot is not None:
+            out.transitions += self._forget(slot, now)
+        return out
+
+    def announce(self, device: str) -> None:
+        """Know a device without a reading of it."""
+        _, new = self.table.slots([device])
+        self._begin(new)
+
+    def adopt(
+        self, detector: Detector, devices: Sequence[str] = (), memory: tuple[torch.Tensor, ...] | None = None
+    ) -> None:
+        """Run `detector` from here on; the devices named take the memory given, others begin as new ones."""
+        self._know(detector.channels)
+        channels = {name: self._given.get(name, Channel(name)) for name in self.channels}
+        self.detector = detector
+        self.scorer = Scorer(detector, channels, self.spec.alert_budget, self.spec.threshold, self.device)
+        raised = self._raises()
+        self.slabs = Slabs(self.scorer.layout, self.scorer.device, self.table.capacity)
+        self._columns = np.array([self.channels.index(name) for name in detector.channels], dtype=np.int64)
+        self.scorer.begin(self.slabs, torch.arange(self.table.capacity))
+        if memory is not None:
+            rows, take = [], []
+            for at, device in enumerate(devices):
+                if (slot := self.table.slot_of.get(device)) is not None:
+                    rows.append(slot)
+                    take.append(at)
+            self.slabs.put(torch.tensor(rows, dtype=torch.long), (memory[0][take], memory[1][take], memory[2][take]))
+        if raised is not None:
+            self.scorer.layout.view(self.slabs.records, "raised")[: len(raised)] = raised
+        self.rules.learned(self.channels, detector.channels, detector.longest_run)
+        self.book.model = detector.version
+        self.table.dirty |= self.table.used
+
+    def _raises(self) -> torch.Tensor | None:
+        if self.scorer is None or self.slabs is None:
+            return None
+        return self.scorer.layout.view(self.slabs.records, "raised").clone()
+
+    # --- what can be asked ---
+
+    def states(self) -> dict[DeviceState, int]:
+        """Devices by state; each known device is in exactly one."""
+        table = self.table
+        silent = int((table.silent & table.used).sum())
+        awake = table.used & ~table.silent
+        if self.scorer is None or self.slabs is None:
+            return {"learning": int(awake.sum()), "calibrating": 0, "scoring": 0, "silent": silent}
+        scoring = int((awake & self._ready()).sum())
+        return {"learning": 0, "calibrating": int(awake.sum()) - scoring, "scoring": scoring, "silent": silent}
+
+    def _ready(self) -> Bools:
+        """Which slots score: they have a score, or their next tick gives one."""
+        assert self.scorer is not None and self.slabs is not None  # noqa: S101, PT018 - for the type checker
+        return self.scorer.ready(self.slabs) | ~np.isnan(self._score)
+
+    def device_state(self, slot: int) -> DeviceState:
+        """State of one device."""
+        if self.table.silent[slot]:
+            return "silent"
+        if self.scorer is None:
+            return "learning"
+        return "scoring" if self._ready()[slot] else "calibrating"
+
+    def scores(self) -> Floats:
+        """Last score of each slot, (N,), NaN where there is none."""
+        return self._score
+
+    # --- inside ---
+
+    def _know(self, channels: Sequence[str]) -> None:
+        if len(channels) > len(self.channels) or any(name not in self.channels for name in channels):
+            self.channels += [name for name in channels if name not in self.channels]
+        if len(self.channels) > self.table.channels:
+            self.table.widen(len(self.channels))
+
+    def _begin(self, new: Sequence[int]) -> None:
+        if self.table.capacity > len(self._score):
+            self._score = np.concatenate([self._score, np.full(self.table.capacity - len(self._score), np.nan)])
+        if not new:
+            return
+        self._score[list(new)] = np.nan
+        if self.slabs is not None and self.scorer is not None:
+            if self.table.capacity > len(self.slabs):
+                self.slabs.resize(self.table.capacity)
+            self.scorer.begin(self.slabs, torch.tensor(new))
+
+    def _forget(self, slot: int, now: float) -> list[Transition]:
+        out = self.book.forget(self.table.ids[slot], now)
+        if self.aligner is not None:
+            self.aligner.drop(slot)
+        self.table.forget(slot)
+        self._score[slot] = np.nan
+        return out
+
+    def _newly_silent(self, now: float) -> Bools:
+        table = self.table
+        after: float | Floats
+        if self.spec.silence_after is None:
+            after = np.maximum(SILENCE_LEAST, SILENCE_INTERVALS * table.heard)
+        elif self.spec.silence_after > 0:
+            after = self.spec.silence_after
+        else:
+            return np.zeros(table.capacity, dtype=np.bool_)
+        heard = table.used & ~table.silent & np.isfinite(table.last_seen)
+        out: Bools = heard & (now - table.last_seen > after)
+        return out
+
+    def _heard_again(self, slots: Ints, now: float, out: Outcome) -> None:
+        back = np.unique(slots[self.table.silent[slots]])
+        for slot in back.tolist():
+            self.table.silent[slot] = False
+            out.transitions += self.book.end(self.table.ids[slot], "silence", now)
+            self.table.open[slot] = self.table.ids[slot] in self.book.open
+
+    def _take(self, batch: Batch, now: float, out: Outcome, codes: Ints | None, rows: Ints | None) -> None:
+        for index in waves(batch.slots) if len(batch) else ():
+            part = batch.rows(index)
+            verdict = self._order(part)
+            if codes is not None and rows is not None:
+                codes[rows[index]] = verdict
+            else:
+                for code in verdict[verdict != _USED].tolist():
+                    out.fates[FATES[code]] = out.fates.get(FATES[code], 0) + 1
+            fresh = part.rows(np.flatnonzero(verdict == _USED))
+            if len(fresh):
+                self._wave(fresh, now, out)
+
+    def _order(self, batch: Batch) -> Ints:
+        """Fate of each row as a code: in order, a duplicate, or late."""
+        table, slots = self.table, batch.slots
+        last = table.last_time[slots]
+        codes = np.where(batch.time < last, FATE_CODE[Fate.LATE], _USED)
+        tied = np.flatnonzero(batch.time == last)
+        if len(tied):
+            given, kept = batch.values[tied], table.last[slots[tied]]
+            same = ((given == kept) | np.isnan(given)).all(axis=1)
+            codes[tied[same]] = FATE_CODE[Fate.DUPLICATE]
+        return codes
+
+    def _wave(self, batch: Batch, now: float, out: Outcome) -> None:
+        table, slots = self.table, batch.slots
+        last = table.last_time[slots]
+        first = np.isinf(last)
+        dt = np.where(first, 0.0, batch.time - np.where(first, batch.time, last))
+        broken = self.rules.judge(batch, np.where(first, np.nan, dt), table, self.channels)
+        scored = self._observe(batch, dt, first, out)
+        self._judge(batch, scored, broken, now, out)
+        table.advance(slots, batch.time, batch.values, dt)
+        if scored is not None:
+            self._score[slots] = scored.score.numpy()
+        out.ticks.append(Ticks(batch, scored if self.keep_ticks else None, broken))
+
+    def _observe(self, batch: Batch, dt: Floats, first: Bools, out: Outcome) -> Scored | None:
+        if self.scorer is None or self.slabs is None or self.detector is None:
+            return None
+        previous = self.table.last[batch.slots]
+        columns = self._columns
+        x = self.detector.scale.scaled(batch.values[:, columns], previous[:, columns])
+        reset = anew(dt, self.detector.interval, self.spec.max_gap)
+        out.gaps += int((reset & ~first).sum())
+        return self.scorer.observe(self.slabs, batch.slots, x, dt, batch.time, reset)
+
+    def _judge(self, batch: Batch, scored: Scored | None, broken: Broken, now: float, out: Outcome) -> None:
+        table, slots, book = self.table, batch.slots, self.book
+        if scored is not None:
+            flagged = (scored.score >= 1.0).numpy()
+            if flagged.any():
+                out.anomalies["prediction"] = out.anomalies.get("prediction", 0) + int(flagged.sum())
+        else:
+            flagged = np.zeros(len(batch), dtype=np.bool_)
+        for at, rule in enumerate(RULES):
+            if hits := int(broken.any[:, at].sum()):
+                out.anomalies[rule] = out.anomalies.get(rule, 0) + hits
+        for row in np.flatnonzero(flagged | broken.any.any(axis=1) | table.open[slots]).tolist():
+            slot = int(slots[row])
+            device = table.ids[slot]
+            evidence: dict[AlertKind, Any] = {
+                rule: lambda row=row, rule=rule: self._rule_evidence(batch, broken, row, rule)
+                for at, rule in enumerate(RULES)
+                if broken.any[row, at]
+            }
+            if flagged[row] and scored is not None and self.spec.alert_budget > 0:
+                ripe = table.ticks[slot] - table.last_start[slot] > REFRACTORY
+                if ripe or "prediction" in book.open.get(device, {}):
+                    evidence["prediction"] = lambda row=row: self._evidence(batch, scored, row)
+            before = book.started.get("prediction", 0)
+            moved, ended = book.tick(device, float(batch.time[row]), now, evidence, int(batch.message[row]))
+            out.transitions += moved
+            if book.started.get("prediction", 0) > before:
+                table.last_start[slot] = table.ticks[slot]
+            if "prediction" in ended and self.scorer is not None and self.slabs is not None:
+                self.scorer.raise_threshold(self.slabs, slot)
+            table.open[slot] = device in book.open
+
+    # --- words for people ---
+
+    def expectation(self, scored: Scored) -> tuple[Floats, Floats, Floats]:
+        """Expected value and its band, in the channels' units, (B, F of the detector) each; NaN where there is none."""
+        assert self.detector is not None  # noqa: S101 - for the type checker
+        scale, sigma = self.detector.scale, self.detector.forecaster.sigma[0].double().numpy()
+        mu = scored.forecast.double().numpy()
+        m, s = scored.location.double().numpy(), scored.spread.double().numpy()
+        middle, low, high = (
+            (np.sinh(np.clip(mu + k * sigma, -14, 14)) * s + m) * scale.spread + scale.location for k in (0, -BAND, BAND)
+        )
+        return middle, low, high
+
+    def _views(self, batch: Batch, row: int, shares: Floats, expected: Sequence[Floats]) -> tuple[ChannelView, ...]:
+        out = []
+        for at, column in enumerate(self._columns.tolist()):
+            name = self.channels[column]
+            unit = self._given[name].unit if name in self._given else ""
+            numbers = [_number(batch.values[row, column]), *(_number(part[row, at]) for part in expected)]
+            out.append(ChannelView(name, unit, *numbers, share=float(shares[at])))
+        return tuple(sorted(out, key=lambda view: -view.share))
+
+    def _evidence(self, batch: Batch, scored: Scored, row: int) -> Evidence:
+        one = Scored(*(getattr(scored, name)[row : row + 1] for name in Scored.__slots__))
+        blame = one.blame[0].double().numpy()
+        total = float(blame.sum())
+        shares = blame / total if total > 0 else np.full(len(blame), 1 / len(blame))
+        expected = [np.broadcast_to(part, (row + 1, part.shape[1])) for part in self.expectation(one)]
+        return Evidence(
+            float(one.score[0]), float(one.p_value[0]), self._views(batch, row, shares, expected)
+        )
+
+    def _rule_evidence(self, batch: Batch, broken: Broken, row: int, rule: AlertKind) -> Evidence:
+        hit = broken.by_channel.get(rule)
+        columns = np.flatnonzero(hit[row]).tolist() if hit is not None else []
+        views = []
+        for column in columns:
+            given = self._given.get(self.channels[column], Channel(self.channels[column]))
+            low, high = (given.min, given.max) if rule == "range" else (None, None)
+            value = _number(batch.values[row, column])
+            views.append(ChannelView(given.name, given.unit, value, None, low, high, 1 / len(columns)))
+        return Evidence(None, None, tuple(views))
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+@dataclass(slots=True)
+class Turn:
+    """What one turn did.
+
+    Attributes:
+        fates: of each message that is on a profile's topic.
+        outcomes: by profile.
+        entries: the readings, for the journal.
+    """
+
+    fates: dict[Fate, int]
+    outcomes: dict[str, Outcome]
+    entries: list[Readings]
+    decoded: Decoded
+
+
+class Pipeline:
+    """The whole stream: every profile behind one decoder."""
+
+    def __init__(self, specs: Sequence[ProfileSpec], own_prefix: str = "sentinel", device: str = "cpu") -> None:
+        self.profiles = {spec.name: ProfileStream(spec, device) for spec in specs}
+        self.decoder = Decoder([(p.spec, p.channels) for p in self.profiles.values()], own_prefix)
+
+    def push(self, messages: Sequence[Message], now: float) -> Turn:
+        """Take one turn's messages: decode them and absorb what they held."""
+        decoded = self.decoder.decode(messages)
+        outcomes: dict[str, Outcome] = {}
+        best = np.full(len(messages), len(FATES), dtype=np.int64)
+        worst = np.full(len(messages), -1, dtype=np.int64)
+        for readings in decoded.readings:
+            outcome, codes = self.absorb(readings, now)
+            outcomes[readings.profile] = outcome
+            np.minimum.at(best, readings.message, codes)
+            np.maximum.at(worst, readings.message, codes)
+        final = np.where(best == _USED, _USED, worst)
+        for at, fate in enumerate(decoded.fates):
+            if fate is not None and final[at] != _USED:
+                final[at] = FATE_CODE[fate]
+        fates: dict[Fate, int] = {}
+        for code, count in zip(*np.unique(final[final >= 0], return_counts=True), strict=True):
+            fates[FATES[int(code)]] = int(count)
+        return Turn(fates, outcomes, decoded.readings, decoded)
+
+    def absorb(self, readings: Readings, now: float) -> tuple[Outcome, Ints]:
+        """Take readings as they were decoded, now or when a journal was written."""
+        return self.profiles[readings.profile].absorb(readings, now)
+
+
+def series_of(ticks: Mapping[str, list[tuple[float, Floats]]], channels: int) -> list[Series]:
+    """Ticks by device as series for learning; rows that came before a channel was known are padded with NaN."""
+    out = []
+    for device, rows in ticks.items():
+        values = np.full((len(rows), channels), np.nan)
+        for at, (_, row) in enumerate(rows):
+            values[at, : len(row)] = row
+        out.append(Series(device, np.array([time for time, _ in rows]), values))
+    return out
