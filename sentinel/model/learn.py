@@ -159,8 +159,10 @@ class _Stack:
             n = len(s)
             x[:n, i] = (p - scale.location) / scale.spread
             time[:n, i] = s.time
-            dt[1:n, i] = np.maximum(np.diff(s.time), 0.0)
-            fresh[:n, i] = anew(dt[:n, i], interval)
+            step = np.diff(s.time)
+            dt[1:n, i] = np.maximum(step, 0.0)
+            # Time steps back only where one recording ends and the next begins.
+            fresh[1:n, i] = anew(dt[1:n, i], interval) | (step < 0)
             fresh[0, i] = True
         return _Stack(
             scale=scale,

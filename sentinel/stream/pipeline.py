@@ -7,11 +7,12 @@ Axes: B rows, F channels.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from sentinel.model.learn import Series, anew
@@ -182,10 +183,9 @@ class ProfileStream:
     ) -> None:
         """Run `detector` from here on; the devices named take the memory given, others begin as new ones."""
         self._know(detector.channels)
-        channels = {name: self._given.get(name, Channel(name)) for name in self.channels}
-        self.detector = detector
-        self.scorer = Scorer(detector, channels, self.spec.alert_budget, self.spec.threshold, self.device)
         raised = self._raises()
+        self.detector = detector
+        self.scorer = self._scorer(detector)
         self.slabs = Slabs(self.scorer.layout, self.scorer.device, self.table.capacity)
         self._columns = np.array([self.channels.index(name) for name in detector.channels], dtype=np.int64)
         self.scorer.begin(self.slabs, torch.arange(self.table.capacity))
@@ -202,10 +202,82 @@ class ProfileStream:
         self.book.model = detector.version
         self.table.dirty |= self.table.used
 
+    def _scorer(self, detector: Detector) -> Scorer:
+        return Scorer(detector, self._given, self.spec.alert_budget, self.spec.threshold, self.device)
+
     def _raises(self) -> torch.Tensor | None:
         if self.scorer is None or self.slabs is None:
             return None
         return self.scorer.layout.view(self.slabs.records, "raised").clone()
+
+    def respec(self, spec: ProfileSpec) -> None:
+        """Take changed settings that need no new table, aligner or model: budget, gates, rules, alert policy."""
+        self.spec = self.book.spec = spec
+        self._given = {channel.name: channel for channel in spec.channels or ()}
+        self.rules = Rules(spec)
+        if self.detector is not None:
+            self.scorer = self._scorer(self.detector)
+            self.rules.learned(self.channels, self.detector.channels, self.detector.longest_run)
+
+    # --- a snapshot of it ---
+
+    def export(self) -> dict[str, Any]:
+        """All but the devices' rows and the detector itself, as plain data."""
+        return {
+            "channels": self.channels,
+            "model": self.detector.version if self.detector is not None else None,
+            "pending": [(self.table.ids[slot], *rest) for slot, *rest in self.aligner.export()] if self.aligner else [],
+            "alerts": self.book.export(),
+        }
+
+    def rows(self, slots: Ints) -> list[bytes]:
+        """Rows of some devices: their slot in the table, then their memory."""
+        packed = self.table.pack(slots)
+        if self.slabs is None:
+            return packed
+        parts = [part.cpu().numpy().reshape(len(slots), -1) for part in self.slabs.take(torch.from_numpy(slots))]
+        memory = np.concatenate([np.ascontiguousarray(part).view(np.uint8) for part in parts], axis=1)
+        return [row + more.tobytes() for row, more in zip(packed, memory, strict=True)]
+
+    def restore(self, data: Mapping[str, Any], detector: Detector | None, rows: Iterable[tuple[str, bytes]]) -> None:
+        """Become what `export` and `rows` saw. Only for a stream that has no devices yet.
+
+        Raises:
+            ValueError: the rows are not of this detector and these channels.
+        """
+        self._know(data["channels"])
+        devices, raw = [], []
+        for device, row in rows:
+            devices.append(device)
+            raw.append(np.frombuffer(row, dtype=np.uint8))
+        slots = np.array([self.table.add(device) for device in devices], dtype=np.int64)
+        self._begin(slots.tolist())
+        if detector is not None:
+            self.adopt(detector)
+        if len(slots):
+            block = np.stack(raw)
+            width = self.table.width()
+            self.table.unpack(slots, block[:, :width])
+            if self.slabs is not None:
+                self._restore_memory(slots, block[:, width:])
+        if self.aligner is not None:
+            self.aligner.restore([(self.table.slot_of[device], *rest) for device, *rest in data["pending"]])
+        self.book.restore(dict(data["alerts"]))
+        self.table.dirty[:] = False
+
+    def _restore_memory(self, slots: Ints, block: npt.NDArray[np.uint8]) -> None:
+        assert self.slabs is not None  # noqa: S101 - for the type checker
+        parts, at = [], 0
+        for part in (self.slabs.records, self.slabs.ahead, self.slabs.errors):
+            dtype = np.dtype(str(part.dtype).removeprefix("torch."))
+            size = part[0].numel() * dtype.itemsize
+            rows = np.ascontiguousarray(block[:, at : at + size]).view(dtype).reshape(len(slots), *part.shape[1:])
+            parts.append(torch.from_numpy(rows.copy()))
+            at += size
+        if at != block.shape[1]:
+            msg = f"rows of {block.shape[1]} bytes, expected {at}"
+            raise ValueError(msg)
+        self.slabs.put(torch.from_numpy(slots), (parts[0], parts[1], parts[2]))
 
     # --- what can be asked ---
 
@@ -327,7 +399,7 @@ class ProfileStream:
         previous = self.table.last[batch.slots]
         columns = self._columns
         x = self.detector.scale.scaled(batch.values[:, columns], previous[:, columns])
-        reset = anew(dt, self.detector.interval, self.spec.max_gap)
+        reset = anew(dt, self.detector.interval, self.spec.max_gap) | first
         out.gaps += int((reset & ~first).sum())
         return self.scorer.observe(self.slabs, batch.slots, x, dt, batch.time, reset)
 
@@ -459,12 +531,17 @@ class Pipeline:
         return self.profiles[readings.profile].absorb(readings, now)
 
 
-def series_of(ticks: Mapping[str, list[tuple[float, Floats]]], channels: int) -> list[Series]:
-    """Ticks by device as series for learning; rows that came before a channel was known are padded with NaN."""
-    out = []
-    for device, rows in ticks.items():
-        values = np.full((len(rows), channels), np.nan)
-        for at, (_, row) in enumerate(rows):
-            values[at, : len(row)] = row
-        out.append(Series(device, np.array([time for time, _ in rows]), values))
-    return out
+def series_of(batches: Sequence[Batch], ids: Sequence[str], channels: int) -> list[Series]:
+    """Ticks in order of arrival as one series a device; channels that were not known yet are NaN."""
+    if not batches:
+        return []
+    slots = np.concatenate([batch.slots for batch in batches])
+    time = np.concatenate([batch.time for batch in batches])
+    values = np.full((len(slots), channels), np.nan)
+    at = 0
+    for batch in batches:
+        values[at : at + len(batch), : batch.values.shape[1]] = batch.values
+        at += len(batch)
+    order = np.argsort(slots, kind="stable")
+    cuts = np.flatnonzero(np.diff(slots[order])) + 1
+    return [Series(ids[int(slots[rows[0]])], time[rows], values[rows]) for rows in np.split(order, cuts)]

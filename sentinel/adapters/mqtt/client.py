@@ -1,0 +1,441 @@
+"""A connection to an MQTT broker: paho's protocol, driven by one thread, over sockets of our own."""
+
+from __future__ import annotations
+
+import random
+import select
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import structlog
+from paho.mqtt import client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from sentinel.adapters.mqtt.outbox import Outbox, Publish
+from sentinel.adapters.mqtt.wire import Next, Wire
+from sentinel.records import Message
+
+log = structlog.get_logger("sentinel.mqtt")
+
+DIAL_TIMEOUT = 10.0
+CONNACK_TIMEOUT = 10.0
+BACKOFF_FIRST = 0.5
+BACKOFF_LAST = 10.0
+STABLE_AFTER = 10.0  # a connection that lasted so long resets the backoff
+WINDOW = 20  # publishes at QoS 1 without the broker's word; mosquitto's and paho's default
+FLUSH_BATCH = 10_000
+PUBACK = struct.Struct("!HH")
+PUBACK_SHORT = 0x4002
+
+
+@dataclass(frozen=True, slots=True)
+class TlsOptions:
+    """Paths of PEM files, read anew for each connection. `ca` None: the system's."""
+
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MqttOptions:
+    """How to reach a broker, and as whom.
+
+    Attributes:
+        qos: of the subscriptions.
+        keepalive, session_expiry: seconds; the expiry is for version 5 alone.
+        will_topic: empty: no last will. It is retained, at QoS 1.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 1883
+    version: Literal["3.1.1", "5"] = "3.1.1"
+    client_id: str = "sentinel"
+    username: str | None = None
+    password: str | None = None
+    tls: TlsOptions | None = None
+    qos: Literal[0, 1] = 1
+    keepalive: int = 60
+    session_expiry: int = 7 * 86400
+    will_topic: str = ""
+    will_payload: bytes = b""
+
+
+class MqttBroker:
+    """A `Broker` that is real. One thread uses it; only `wake` is for others."""
+
+    def __init__(self, options: MqttOptions) -> None:
+        self.connected = False
+        self.refused: list[str] = []
+        self.last_error = ""
+        self.epoch = 0
+        self.reconnects = 0
+        self.stale_acks = 0
+        self._options = options
+        self._subscriptions: tuple[str, ...] = ()
+        self._awaited: dict[int, str] = {}  # SUBSCRIBE packet id to topic filter
+        self._outbox = Outbox()
+        self._window = WINDOW
+        self._unconfirmed: set[int] = set()  # packet ids of publishes at QoS 1
+        self._given_up = 0
+        self._held: list[Message] = []
+        self._more = False
+        self._dial: _Dial | None = None
+        self._wire: Wire | None = None
+        self._attempts = 0
+        self._due = 0.0
+        self._opened = 0.0
+        self._running = False
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+        self._client = self._make_client()
+
+    @property
+    def subscribed(self) -> bool:
+        """Every subscription was granted on this connection."""
+        return self.connected and not self._awaited and not self.refused
+
+    @property
+    def dropped(self) -> int:
+        """Publishes given up."""
+        return self._outbox.dropped + self._given_up
+
+    @property
+    def unsent(self) -> int:
+        """Publishes that wait or are not confirmed."""
+        return len(self._outbox) + len(self._unconfirmed)
+
+    def start(self, subscriptions: Sequence[str]) -> None:
+        """See `Broker`."""
+        self._subscriptions = tuple(dict.fromkeys(subscriptions))
+        self._running = True
+        self._reach_out()
+
+    def drain(self, timeout: float, max_messages: int, max_bytes: int) -> list[Message]:
+        """See `Broker`."""
+        messages, self._held = self._held[:max_messages], self._held[max_messages:]
+        if len(messages) < max_messages:
+            self._turn(0.0 if messages else timeout, messages, max_messages, max_bytes)
+        return messages
+
+    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
+        """See `Broker`."""
+        self._outbox.put(Publish(topic, payload, qos, retain))
+
+    def acknowledge(self, messages: Sequence[Message]) -> None:
+        """See `Broker`."""
+        epoch = self.epoch if self.connected else -1
+        pack = PUBACK.pack
+        packets = [pack(PUBACK_SHORT, message.mid) for message in messages if message.qos and message.epoch == epoch]
+        if packets and self._wire is not None:
+            self._wire.queue(b"".join(packets))
+        if len(packets) < len(messages):
+            self.stale_acks += sum(1 for message in messages if message.qos and message.epoch != epoch)
+
+    def wake(self) -> None:
+        """See `Broker`."""
+        with suppress(OSError):  # full: it wakes anyway; closed: nobody waits
+            self._wake_write.send(b"\0")
+
+    def flush(self, timeout: float) -> bool:
+        """See `Broker`."""
+        deadline = time.monotonic() + timeout
+        while True:
+            self._send()
+            if self._is_idle():
+                return True
+            left = deadline - time.monotonic()
+            if left <= 0 and timeout > 0:
+                return False
+            self._turn(max(left, 0.0), self._held, len(self._held) + FLUSH_BATCH, 1 << 24)
+            if timeout <= 0:
+                return self._is_idle()
+
+    def close(self, timeout: float) -> None:
+        """See `Broker`."""
+        self._running = False
+        if self._dial is not None:
+            self._dial.abandon()
+            self._dial = None
+        if self._wire is not None:
+            self._wire.linger = max(timeout, 0.001)
+            self._client.disconnect()
+            self._client.loop_write()
+        self._given_up += len(self._outbox)
+        self._outbox = Outbox()
+        self._wake_read.close()
+        self._wake_write.close()
+
+    def _make_client(self) -> _Paho:
+        options = self._options
+        version5 = options.version == "5"
+        client = _Paho(
+            CallbackAPIVersion.VERSION2,
+            client_id=options.client_id,
+            clean_session=None if version5 else False,
+            protocol=MQTTProtocolVersion.MQTTv5 if version5 else MQTTProtocolVersion.MQTTv311,
+            reconnect_on_failure=False,
+            manual_ack=True,
+        )
+        properties = None
+        if version5:
+            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho's
+            properties.SessionExpiryInterval = options.session_expiry
+        if options.username is not None:
+            client.username_pw_set(options.username, options.password)
+        if options.will_topic:
+            client.will_set(options.will_topic, options.will_payload, qos=1, retain=True)
+        client.max_inflight_messages_set(WINDOW)
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_subscribe = self._on_subscribe
+        client.on_publish = self._on_publish
+        client.on_socket_register_write = _leave_writing_to_the_turn
+        clean_start: Any = False if version5 else paho.MQTT_CLEAN_START_FIRST_ONLY
+        client.connect_async(
+            options.host, options.port, options.keepalive, clean_start=clean_start, properties=properties
+        )
+        return client
+
+    def _turn(self, timeout: float, into: list[Message], limit: int, max_bytes: int) -> None:
+        self._reach_out()
+        self._send()
+        self._wait(0.0 if self._more else timeout)
+        self._receive(into, limit, max_bytes)
+        self._client.loop_misc()
+        wire = self._wire
+        if wire is not None and not self.connected and time.monotonic() > self._opened + CONNACK_TIMEOUT:
+            wire.lost = TimeoutError(f"no CONNACK within {CONNACK_TIMEOUT:g} s")
+
+    def _reach_out(self) -> None:
+        """Dial if it is time, take over a dialed socket, or plan the next attempt."""
+        if self._wire is not None or not self._running:
+            return
+        if self._dial is None:
+            if time.monotonic() >= self._due:
+                self._dial = _Dial(self._options, self.wake)
+            return
+        outcome = self._dial.outcome
+        if outcome is None:
+            return
+        self._dial = None
+        if isinstance(outcome, Exception):
+            self._failed(f"{type(outcome).__name__}: {outcome}")
+            return
+        self._opened = time.monotonic()
+        self._wire = self._client.wire = Wire(outcome, version5=self._options.version == "5")
+        self._client.reconnect()
+
+    def _failed(self, reason: str) -> None:
+        """Plan the next attempt: exponential backoff with full jitter."""
+        ceiling = min(BACKOFF_LAST, BACKOFF_FIRST * 2 ** min(self._attempts, 16))
+        delay = random.uniform(0, ceiling)
+        self._attempts += 1
+        self._due = time.monotonic() + delay
+        self.last_error = reason
+        log.warning("not connected", reason=reason, retry_in=round(delay, 2), attempt=self._attempts)
+
+    def _send(self) -> None:
+        wire = self._wire
+        if wire is None:
+            return
+        while self.connected and self._outbox and len(self._unconfirmed) < self._window:
+            publish = self._outbox.pop()
+            sent = self._client.publish(publish.topic, publish.payload, publish.qos, publish.retain)
+            if publish.qos:
+                self._unconfirmed.add(sent.mid)
+        if self._client.want_write():
+            self._client.loop_write()
+        wire.flush()
+
+    def _is_idle(self) -> bool:
+        if self.unsent:
+            return False
+        wire = self._wire
+        return wire is None or not self.connected or not (wire.unsent or self._client.want_write())
+
+    def _wait(self, timeout: float) -> None:
+        poll = select.poll()
+        poll.register(self._wake_read, select.POLLIN)
+        if self._wire is not None:
+            writing = self._wire.unsent or self._client.want_write()
+            poll.register(self._wire, select.POLLIN | (select.POLLOUT if writing else 0))
+            timeout = 0.0 if self._wire.lost else min(timeout, self._options.keepalive / 4, CONNACK_TIMEOUT)
+        elif self._dial is None:
+            timeout = min(timeout, max(self._due - time.monotonic(), 0.0))
+        for descriptor, _ in poll.poll(timeout * 1000):
+            if descriptor == self._wake_read.fileno():
+                with suppress(BlockingIOError):
+                    self._wake_read.recv(4096)
+
+    def _receive(self, into: list[Message], limit: int, max_bytes: int) -> None:
+        wire = self._wire
+        self._more = False
+        size = before = wire.unread if wire is not None else 0
+        while wire is not None:
+            asked = wire.take(into, limit)
+            if asked is Next.FILL and size < max_bytes:
+                count = wire.fill()
+                if count == 0:
+                    break
+                size += count
+                continue
+            if asked is not Next.HAND_ON:
+                self._more = True
+                break
+            self._client.loop_read()
+            wire = self._wire
+        if size > before:
+            self._client.heard()
+        if wire is not None and wire.lost is not None:
+            self._client.loop_read()
+
+    def _on_connect(
+        self,
+        client: paho.Client,
+        userdata: Any,
+        flags: paho.ConnectFlags,
+        reason: ReasonCode,
+        properties: Properties | None,
+    ) -> None:
+        if reason.is_failure:
+            assert self._wire is not None
+            self._wire.lost = ConnectionRefusedError(str(reason))
+            return
+        self.connected = True
+        self.epoch += 1
+        self.reconnects += self.epoch > 1
+        self.last_error = ""
+        self.refused = []
+        self._window = min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW))
+        if self._wire is not None:
+            self._wire.epoch = self.epoch
+        self._awaited = {}
+        for topic in self._subscriptions:
+            _, mid = client.subscribe(topic, self._options.qos)
+            if mid is not None:
+                self._awaited[mid] = topic
+        log.info(
+            "connected",
+            broker=f"{self._options.host}:{self._options.port}",
+            session_present=bool(flags.session_present),
+            epoch=self.epoch,
+        )
+
+    def _on_subscribe(
+        self, client: paho.Client, userdata: Any, mid: int, reasons: list[ReasonCode], properties: Properties
+    ) -> None:
+        topic = self._awaited.pop(mid, "")
+        for reason in reasons:
+            if reason.is_failure:
+                self.refused.append(f"{topic}: {reason}")
+                log.error("subscription refused", topic=topic, reason=str(reason))
+            elif reason.value < self._options.qos:
+                log.warning("subscription granted at a lower QoS", topic=topic, granted=reason.value)
+
+    def _on_publish(
+        self, client: paho.Client, userdata: Any, mid: int, reason: ReasonCode, properties: Properties
+    ) -> None:
+        self._unconfirmed.discard(mid)
+        if reason.is_failure:
+            self._given_up += 1
+            log.error("publish refused", reason=str(reason))
+
+    def _on_disconnect(
+        self,
+        client: paho.Client,
+        userdata: Any,
+        flags: paho.DisconnectFlags,
+        reason: ReasonCode,
+        properties: Properties | None,
+    ) -> None:
+        wire, self._wire = self._wire, None
+        self._more = False
+        self.connected = False
+        self._awaited = {}
+        if not self._running:
+            return
+        if time.monotonic() - self._opened > STABLE_AFTER:
+            self._attempts = 0
+        lost = wire.lost if wire is not None else None
+        self._failed(str(lost or reason))
+
+
+class _Paho(paho.Client):
+    """paho over a socket that is open already: dialing blocks, so it is done elsewhere."""
+
+    wire: Wire | None = None
+
+    def _create_socket(self) -> Any:
+        return self.wire
+
+    def heard(self) -> None:
+        """Bytes came, so the connection lives, even if a PINGRESP still waits behind them."""
+        self._last_bytes_received = time.monotonic()
+        if self._ping_t:
+            self._ping_t = self._last_bytes_received
+
+
+def _leave_writing_to_the_turn(client: paho.Client, userdata: Any, sock: Any) -> None:
+    """Set as paho's `on_socket_register_write`; without one, paho sends each packet by itself."""
+
+
+class _Dial:
+    """One attempt to open a socket. DNS, TCP and TLS block, so it has a short-lived thread.
+
+    Attributes:
+        outcome: the socket, or what went wrong; None: not yet.
+    """
+
+    def __init__(self, options: MqttOptions, done: Callable[[], None]) -> None:
+        self.outcome: socket.socket | Exception | None = None
+        self._options = options
+        self._done = done
+        self._abandoned = False
+        self._lock = threading.Lock()
+        threading.Thread(target=self._run, name="sentinel-dial", daemon=True).start()
+
+    def abandon(self) -> None:
+        """Nobody wants the socket any more."""
+        with self._lock:
+            self._abandoned = True
+            if isinstance(self.outcome, socket.socket):
+                self.outcome.close()
+
+    def _run(self) -> None:
+        outcome: socket.socket | Exception
+        try:
+            outcome = _open_socket(self._options)
+        except Exception as error:  # handed to the reactor, which logs it and tries again
+            outcome = error
+        with self._lock:
+            if self._abandoned and isinstance(outcome, socket.socket):
+                outcome.close()
+            self.outcome = outcome
+        self._done()
+
+
+def _open_socket(options: MqttOptions) -> socket.socket:
+    plain = socket.create_connection((options.host, options.port), timeout=DIAL_TIMEOUT)
+    try:
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if options.tls is None:
+            return plain
+        context = ssl.create_default_context(cafile=options.tls.ca)
+        if options.tls.cert is not None:
+            context.load_cert_chain(options.tls.cert, options.tls.key)
+        return context.wrap_socket(plain, server_hostname=options.host)
+    except BaseException:
+        plain.close()
+        raise

@@ -1,0 +1,402 @@
+"""The daemon's stream over recordings: the same pipeline, in time order, with the event time for a clock.
+
+Axes: T rows of all recordings together, F channels.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sentinel import trainer
+from sentinel.adapters.tables import Recording
+from sentinel.errors import DataError
+from sentinel.model.calibrate import WEEK
+from sentinel.model.learn import Learned, Series, learn
+from sentinel.model.score import Detector
+from sentinel.records import Alert, Bools, Channel, Floats, Ints, ProfileSpec, Readings, Transition
+from sentinel.stream.alerts import AlertBook
+from sentinel.stream.align import Batch
+from sentinel.stream.pipeline import Outcome, ProfileStream, series_of
+
+CHUNK = 2048  # rows absorbed at once; no outcome depends on it
+DEFAULT_SHARE, DEFAULT_ROWS = 0.15, 750
+LEAST_TICKS = 60  # that a device must have learned from for its network to be worth it
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to learn from.
+
+    Attributes:
+        rows: first rows of each recording; None: see `share`.
+        share: first share of the rows of each recording, at most `most`; ignored where `rows` is given.
+        recordings: learn from these instead.
+        declared: the user vouches that what is learned from is normal.
+        seed: of all randomness.
+        relearn: learn again whenever twice as many ticks have come.
+    """
+
+    rows: int | None = None
+    share: float = DEFAULT_SHARE
+    most: int | None = DEFAULT_ROWS
+    recordings: tuple[Recording, ...] = ()
+    declared: bool = False
+    seed: int = 0
+    relearn: bool = True
+
+
+@dataclass(slots=True)
+class Result:
+    """A row each of the recordings, one after the other in input order.
+
+    Attributes:
+        channels: F names; expected, low, high are in their units, NaN where there is none.
+        learned: rows that were learned from: no score, no anomaly.
+        alert: id of the open alert, "" where there is none.
+        alerts: every transition, in order.
+        final: last transition of each alert, in order of their starts.
+    """
+
+    channels: tuple[str, ...]
+    device: npt.NDArray[np.int64]
+    devices: list[str]
+    time: Floats
+    values: Floats
+    label: npt.NDArray[np.int8] | None
+    learned: Bools
+    score: Floats
+    p_value: Floats
+    anomaly: Bools
+    expected: Floats
+    low: Floats
+    high: Floats
+    alert: list[str] = field(default_factory=list)
+    alerts: list[Alert] = field(default_factory=list)
+    starts: dict[str, int] = field(default_factory=dict)
+    ends: dict[str, int] = field(default_factory=dict)
+    interval: float = 1.0
+    budget: float = 0.0
+
+    @property
+    def final(self) -> list[Alert]:
+        last: dict[str, Alert] = {}
+        for alert in self.alerts:
+            last[alert.id] = alert
+        return list(last.values())
+
+    def summary(self) -> dict[str, Any]:
+        """What a plant engineer asks, as plain data."""
+        judged = ~np.isnan(self.score)
+        weeks = 0.0
+        for at in range(len(self.devices)):
+            times = self.time[(self.device == at) & ~self.learned]
+            if len(times) > 1:
+                gaps = np.diff(np.sort(times))
+                weeks += float(gaps[gaps <= 64 * self.interval].sum()) / WEEK
+        kinds: dict[str, int] = {}
+        for alert in self.final:
+            kinds[alert.kind] = kinds.get(alert.kind, 0) + 1
+        starts = kinds.get("prediction", 0)
+        out: dict[str, Any] = {
+            "rows": len(self.time),
+            "rows_learned": int(self.learned.sum()),
+            "rows_scored": int(judged.sum()),
+            "rows_flagged": int(self.anomaly.sum()),
+            "devices": len(self.devices),
+            "channels": list(self.channels),
+            "device_weeks": weeks,
+            "alerts": kinds,
+            "alerts_per_device_week": starts / weeks if weeks else None,
+            "alert_budget_per_device_week": self.budget * WEEK,
+        }
+        if self.label is not None:
+            out["labels"] = self._against_labels()
+        return out
+
+    def _against_labels(self) -> dict[str, Any]:
+        assert self.label is not None  # noqa: S101 - for the type checker
+        use = ~self.learned
+        truth, flag = (self.label == 1) & use, self.anomaly & use
+        hit = int((truth & flag).sum())
+        false, missed = int((flag & ~truth).sum()), int((truth & ~flag).sum())
+        events, found, delays = 0, 0, []
+        for at in range(len(self.devices)):
+            rows = np.flatnonzero(self.device == at)
+            for first, last in _runs(truth[rows]):
+                events += 1
+                flagged = np.flatnonzero(flag[rows[first : last + 1]])
+                if len(flagged):
+                    found += 1
+                    delays.append(float(self.time[rows[first + flagged[0]]] - self.time[rows[first]]))
+        normal = int((~truth & use).sum())
+        return {
+            "rows_anomalous": int(truth.sum()),
+            "f1": hit / (hit + (false + missed) / 2) if hit + false + missed else None,
+            "false_alarm_rate": false / normal if normal else None,
+            "missed_alarm_rate": missed / int(truth.sum()) if truth.any() else None,
+            "events": events,
+            "events_found": found,
+            "median_delay_seconds": float(np.median(delays)) if delays else None,
+        }
+
+
+def _runs(flags: Bools) -> Iterator[tuple[int, int]]:
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(np.int8), [0]])))
+    yield from ((int(a), int(b) - 1) for a, b in zip(edges[::2], edges[1::2], strict=True))
+
+
+class Backtest:
+    """One run over recordings.
+
+    Args:
+        spec: of the profile; each row is a tick, whatever its `align_window`.
+
+    Raises:
+        DataError: a channel of the profile is missing, or there is too little to learn from.
+    """
+
+    def __init__(
+        self, spec: ProfileSpec, recordings: Sequence[Recording], progress: Progress = lambda _what, _share: None
+    ) -> None:
+        self.spec = replace(spec, align_window=0.0, max_channels=1024)
+        self._progress = progress
+        if spec.channels is None:
+            names = dict.fromkeys(name for recording in recordings for name in recording.channels)
+            self.channels = tuple(names)
+        else:
+            self.channels = tuple(channel.name for channel in spec.channels)
+        if not self.channels:
+            msg = f"{recordings[0].path}: no numeric column to take for a channel"
+            raise DataError(msg)
+        self.devices: list[str] = list(dict.fromkeys(name for recording in recordings for name in recording.devices))
+        self._recordings = recordings
+        parts = [self._columns(recording) for recording in recordings]
+        index = {name: at for at, name in enumerate(self.devices)}
+        self.values = np.concatenate(parts)
+        self.time = np.concatenate([recording.time for recording in recordings])
+        self.device: Ints = np.concatenate(
+            [np.array([index[name] for name in r.devices], dtype=np.int64)[r.device] for r in recordings]
+        )
+        self.label = None
+        if any(recording.label is not None for recording in recordings):
+            self.label = np.concatenate(
+                [r.label if r.label is not None else np.zeros(len(r), dtype=np.int8) for r in recordings]
+            )
+        self.stream = ProfileStream(self.spec)
+        self.stream.keep_ticks = True
+        self._history: list[Batch] = []
+
+    def _columns(self, recording: Recording) -> Floats:
+        given = {channel.name: channel for channel in self.spec.channels or ()}
+        out = np.full((len(recording), len(self.channels)), np.nan)
+        found = 0
+        for at, name in enumerate(self.channels):
+            path = ".".join(given[name].path) if name in given else name
+            column = name if name in recording.channels else path
+            if column in recording.channels:
+                out[:, at] = recording.values[:, recording.channels.index(column)]
+                found += 1
+        if not found:
+            has = ", ".join(recording.channels)
+            msg = f"{recording.path}: none of the channels {', '.join(self.channels)} is there; it has {has}"
+            raise DataError(msg)
+        return out
+
+    def run(self, plan: Plan | None = None, model: tuple[Detector, Any] | None = None) -> Result:
+        """Learn as planned, or take a stored `model` (detector, its shadow stream), then score all rows."""
+        rows = np.arange(len(self.time))
+        learned = np.zeros(len(rows), dtype=np.bool_)
+        if model is not None:
+            trainer.take_over(self.stream, model[1])
+            plan = None
+        elif plan is None:
+            plan = Plan()
+        if plan is not None and plan.recordings:
+            self._learn_from(plan)
+        elif plan is not None:
+            learned = self._first_rows(plan)
+            self._absorb(rows[learned], None)
+            self._adopt(plan)
+        result = Result(
+            channels=self.channels,
+            device=self.device,
+            devices=self.devices,
+            time=self.time,
+            values=self.values,
+            label=self.label,
+            learned=learned,
+            score=np.full(len(rows), np.nan),
+            p_value=np.full(len(rows), np.nan),
+            anomaly=np.zeros(len(rows), dtype=np.bool_),
+            expected=np.full(self.values.shape, np.nan),
+            low=np.full(self.values.shape, np.nan),
+            high=np.full(self.values.shape, np.nan),
+            interval=self.stream.detector.interval if self.stream.detector is not None else 1.0,
+            budget=self.spec.alert_budget,
+        )
+        relearn = plan if plan is not None and plan.relearn and not plan.declared and self.spec.learn == "online" else None
+        self._absorb(rows[~learned], result, relearn)
+        result.alert = self._alert_ids(result)
+        return result
+
+    def _first_rows(self, plan: Plan) -> Bools:
+        out, at = np.zeros(len(self.time), dtype=np.bool_), 0
+        for recording in self._recordings:
+            for name in recording.devices:
+                rows = np.flatnonzero(recording.device == recording.devices.index(name)) + at
+                count = plan.rows if plan.rows is not None else int(plan.share * len(rows))
+                if plan.rows is None and plan.most is not None:
+                    count = min(count, plan.most)
+                out[rows[:count]] = True
+            at += len(recording)
+        return out
+
+    def _order(self, rows: Ints) -> Ints:
+        """Rows in time order across devices, in input order within one: a row out of order is late, as it would be."""
+        keys = np.empty(len(rows))
+        for at in range(len(self.devices)):
+            mine = np.flatnonzero(self.device[rows] == at)
+            if len(mine):
+                keys[mine] = np.maximum.accumulate(self.time[rows[mine]])
+        ordered: Ints = rows[np.argsort(keys, kind="stable")]
+        return ordered
+
+    def _readings(self, rows: Ints) -> Readings:
+        names = [self.devices[at] for at in self.device[rows].tolist()]
+        return Readings(self.spec.name, self.channels, names, self.time[rows], self.values[rows], rows)
+
+    def _absorb(self, rows: Ints, result: Result | None, relearn: Plan | None = None) -> None:
+        ordered = self._order(rows[~np.isnan(self.values[rows]).all(axis=1)])
+        done, next_at = 0, 2 * int(self.stream.table.ticks.sum())
+        while done < len(ordered):
+            count = CHUNK
+            if relearn is not None:
+                count = min(count, max(next_at - int(self.stream.table.ticks.sum()), 1))
+            part = ordered[done : done + count]
+            done += len(part)
+            outcome, _ = self.stream.absorb(self._readings(part), float(self.time[part].max()))
+            self._history += [ticks.batch for ticks in outcome.ticks] if result is None or relearn else []
+            if result is not None:
+                self._progress("scoring", done / len(ordered))
+                self._note(result, outcome)
+            if relearn is not None and int(self.stream.table.ticks.sum()) >= next_at:
+                self._adopt(relearn)
+                next_at *= 2
+
+    def _note(self, result: Result, outcome: Outcome) -> None:
+        columns = self.stream._columns  # noqa: SLF001 - the same ring's other half
+        for ticks in outcome.ticks:
+            rows = ticks.batch.message
+            result.anomaly[rows] = ticks.broken.any.any(axis=1)
+            if ticks.scored is None:
+                continue
+            result.score[rows] = ticks.scored.score.numpy()
+            result.p_value[rows] = ticks.scored.p_value.numpy()
+            result.anomaly[rows] |= result.score[rows] >= 1.0
+            middle, low, high = self.stream.expectation(ticks.scored)
+            at = np.ix_(rows, columns)
+            result.expected[at], result.low[at], result.high[at] = middle, low, high
+        for transition in outcome.transitions:
+            self._note_alert(result, transition)
+
+    @staticmethod
+    def _note_alert(result: Result, transition: Transition) -> None:
+        alert = transition.alert
+        result.alerts.append(alert)
+        result.starts.setdefault(alert.id, transition.message)
+        if alert.state == "resolved":
+            result.ends[alert.id] = transition.message
+
+    def _alert_ids(self, result: Result) -> list[str]:
+        out = [""] * len(self.time)
+        place = np.empty(len(self.time), dtype=np.int64)
+        order = self._order(np.arange(len(self.time)))
+        place[order] = np.arange(len(order))
+        rows_of = {at: order[self.device[order] == at] for at in range(len(self.devices))}
+        for alert in sorted(result.final, key=lambda a: (a.kind == "prediction", a.started)):
+            rows = rows_of.get(self.devices.index(alert.device) if alert.device in self.devices else -1)
+            if rows is None:
+                continue
+            first = place[result.starts[alert.id]]
+            last = place[result.ends[alert.id]] if alert.id in result.ends else len(order)
+            places = place[rows]
+            for row in rows[(places >= first) & (places < last)].tolist():
+                out[row] = alert.id
+        return out
+
+    # --- learning ---
+
+    def _series(self) -> list[Series]:
+        return series_of(self._history, self.stream.table.ids, len(self.stream.channels))
+
+    def learn_all(self, plan: Plan) -> Learned:
+        """Learn from all rows; the stream then runs what was learned."""
+        for rows in self.by_recording():
+            # Each recording begins anew: its times need not follow those of the one before.
+            self.stream.table.last_time[:] = -np.inf
+            self._absorb(rows, None)
+        return self._learn(self._series(), plan)
+
+    def _learn(self, series: list[Series], plan: Plan) -> Learned:
+        series = [s for s in series if len(s) >= 2]
+        if not series or max(len(s) for s in series) < LEAST_TICKS:
+            most = max((len(s) for s in series), default=0)
+            msg = f"{most} rows to learn from, at least {LEAST_TICKS} are needed: give more, or --train FILE"
+            raise DataError(msg)
+        given = {channel.name: channel for channel in self.spec.channels or ()}
+        current = self.stream.detector
+        learned = learn(
+            series,
+            [given.get(name, Channel(name)) for name in self.stream.channels],
+            self.spec.model,
+            seed=plan.seed,
+            declared=plan.declared,
+            start=current.forecaster.weights if current is not None else None,
+            progress=self._progress,
+        )
+        before, after = learned.losses
+        if current is None or after < before - trainer.BETTER_BY:
+            trainer.adopt(self.stream, learned)
+        return learned
+
+    def _adopt(self, plan: Plan) -> None:
+        first = self.stream.detector is None
+        self._learn(self._series(), plan)
+        if first:
+            # What the rules said of rows that were learned from is nobody's alert.
+            self.stream.book = AlertBook(self.spec, self.stream.book.model)
+            self.stream.table.open[:] = False
+            self.stream.table.last_start[:] = -(1 << 40)
+
+    def _learn_from(self, plan: Plan) -> None:
+        """Learn from recordings of their own. One device in the data: it is that device's past."""
+        other = Backtest(self.spec, plan.recordings, self._progress)
+        if len(self.devices) == 1:
+            other.devices, other.device = list(self.devices), np.zeros_like(other.device)
+        other.learn_all(plan)
+        follows = len(self.devices) == 1 and float(self.time.min()) > float(other.time.max())
+        if follows:
+            self.stream = other.stream
+            self.stream.book = AlertBook(self.spec, self.stream.book.model)
+            self.stream.table.open[:] = False
+        else:
+            for name in self.devices:
+                self.stream.announce(name)
+            trainer.take_over(self.stream, other.stream)
+
+    def by_recording(self) -> Iterator[Ints]:
+        """Rows of each recording, in order."""
+        at = 0
+        for recording in self._recordings:
+            yield np.arange(at, at + len(recording))
+            at += len(recording)
+
+
+def alert_json(alert: Alert) -> dict[str, Any]:
+    """An alert as published."""
+    return asdict(alert)

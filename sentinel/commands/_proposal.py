@@ -1,0 +1,407 @@
+"""From MQTT traffic to the configuration that fits it: pure text and guesses, for `sentinel discover`.
+
+Topics of one root, depth and kind of payload make a group; the levels that vary within it become wildcards.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Literal
+
+import orjson
+
+from sentinel.errors import DataError
+from sentinel.records import Message
+from sentinel.settings import MqttSettings
+
+Unit = Literal["s", "ms", "us", "ns", "iso8601"]
+Kind = Literal["object", "number"]
+Keys = tuple[str, ...]
+
+_DEPTH = 6  # of nesting that is looked into
+_LEAVES = 256  # of a payload that are looked at
+_MAX_CHANNELS = 64
+_ALIKE = 0.5  # Jaccard index of two payloads' keys from which they are of one kind
+_LEVELS_OF_A_CHANNEL = 2  # a topic that names a channel has more levels than this
+_QUANTITY = re.compile(
+    "temp|humid|press|co2|voc|pm10|pm2|volt|current|power|energy|flow|level|speed|rpm|vibr|torque|lux|illum|weight|freq",
+    re.IGNORECASE,
+)
+_MOST = 0.9  # share of payloads in which a field must be what it is taken for
+_DECADE = 10 * 365.25 * 86400.0
+_HOUR = 3600.0
+_SCALES: dict[Unit, float] = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+_TIME_NAME = re.compile(r"^(t|at|when|ts|dt)$|time|date|stamp|epoch|(^|_)ts(_|$)", re.IGNORECASE)
+_COUNTER_NAME = re.compile(r"^(seq|seq_?no|sequence|counter|n|(msg|message|packet)_?id)$", re.IGNORECASE)
+_DEVICE_NAME = re.compile(
+    r"^((device|dev|sensor|node|machine|asset|unit)(_?(id|name|eui))?|id|name|serial|source)$", re.IGNORECASE
+)
+
+_LOCAL = MqttSettings()
+
+
+@dataclass(slots=True)
+class _Topic:
+    """One topic's messages: for each, its received time and its leaves; a bare number is the leaf ()."""
+
+    levels: tuple[str, ...]
+    kind: Kind
+    readings: list[tuple[float, dict[Keys, float | str]]]
+
+    @property
+    def numeric(self) -> set[Keys]:
+        return {keys for _, leaves in self.readings for keys, leaf in leaves.items() if isinstance(leaf, float)}
+
+
+@dataclass(slots=True)
+class _Group:
+    """Topics that look alike: one profile.
+
+    Attributes:
+        names: per level its text, or its wildcard in braces; empty where no device can be told.
+        device: where the payload carries the device id; empty: the topic does.
+    """
+
+    topics: list[_Topic]
+    names: tuple[str, ...] = ()
+    device: Keys = ()
+
+    @property
+    def kind(self) -> Kind:
+        return self.topics[0].kind
+
+    @property
+    def template(self) -> str:
+        return "/".join(self.names)
+
+    def readings(self) -> Iterator[tuple[float, dict[Keys, float | str]]]:
+        for topic in self.topics:
+            yield from topic.readings
+
+    def devices(self) -> set[str]:
+        """Ids of the devices seen."""
+        if self.device:
+            return {str(leaves[self.device]) for _, leaves in self.readings() if self.device in leaves}
+        wild = [i for i, name in enumerate(self.names) if name[:1] == "{" and name != "{channel}"]
+        return {"/".join(topic.levels[i] for i in wild or range(len(self.names))) for topic in self.topics}
+
+
+def propose(samples: Sequence[Message], broker: MqttSettings = _LOCAL) -> str:
+    """A commented configuration for the traffic in `samples`, each with its receive time.
+
+    One profile for each group of topics that differ in some levels only and whose payloads share their keys.
+    Sentinel's own topics and $SYS are left out. Raises DataError when no message holds a number.
+    """
+    topics, unread = _read(samples, broker.prefix)
+    groups, clashing = _separate([group for group in _groups(topics) if _channel_keys(group)])
+    if not groups:
+        raise DataError(f"no readings in {len(samples)} messages: expected JSON objects with numbers, or bare numbers")
+    names: set[str] = set()
+    lines = [
+        "# Written by `sentinel discover`. Look it over, then: sentinel run --config FILE",
+        "",
+        "[mqtt]",
+        f"host = {_quote(broker.host)}",
+        f"port = {broker.port}",
+        *([f"username = {_quote(broker.username)}"] if broker.username else []),
+        *(["tls = {}"] if broker.tls else []),
+    ]
+    for group in groups:
+        lines += ["", *_section(group, _name(group, names))]
+    for group, other in clashing:
+        text = f"left out: {group.template} ({len(group.topics)} topics) overlaps {other.template}"
+        lines += ["", _comment(text)]
+    if unread:
+        example = min(unread)
+        lines += ["", _comment(f"no numbers read on {len(unread)} topics, such as {example}")]
+    return "\n".join(lines) + "\n"
+
+
+def _read(samples: Sequence[Message], prefix: str) -> tuple[list[_Topic], set[str]]:
+    """The topics with readings, and those without."""
+    found: dict[tuple[str, Kind], _Topic] = {}
+    seen: set[str] = set()
+    for message in samples:
+        if message.topic.startswith("$") or message.topic.startswith(f"{prefix}/") or not message.payload:
+            continue
+        seen.add(message.topic)
+        for kind, leaves in _parse(message.payload):
+            topic = found.setdefault((message.topic, kind), _Topic(tuple(message.topic.split("/")), kind, []))
+            topic.readings.append((message.received, leaves))
+    best: dict[str, _Topic] = {}
+    for (name, _), topic in found.items():
+        if name not in best or len(topic.readings) > len(best[name].readings):
+            best[name] = topic
+    # Braces are what templates name wildcards with; a topic that has them cannot be written as one.
+    topics = [topic for name, topic in sorted(best.items()) if not {"{", "}"} & set(name)]
+    return topics, seen - {"/".join(topic.levels) for topic in topics}
+
+
+def _parse(payload: bytes) -> Iterator[tuple[Kind, dict[Keys, float | str]]]:
+    try:
+        value = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return
+    for item in [item for item in value if isinstance(item, dict)] if isinstance(value, list) else [value]:
+        leaves = dict(_leaves(item, ()))
+        numbers = [keys for keys, leaf in leaves.items() if isinstance(leaf, float)]
+        if numbers:
+            alone = all(keys in ((), ("value",)) or _TIME_NAME.search(keys[-1]) for keys in numbers)
+            yield ("number" if alone and {(), ("value",)} & set(numbers) else "object"), leaves
+
+
+def _leaves(item: object, keys: Keys) -> Iterator[tuple[Keys, float | str]]:
+    if isinstance(item, str):
+        yield keys, item
+    elif isinstance(item, int | float) and not isinstance(item, bool) and math.isfinite(item):
+        yield keys, float(item)
+    elif isinstance(item, dict) and len(keys) < _DEPTH:
+        for key, value in [(key, value) for key, value in item.items() if key][:_LEAVES]:
+            yield from _leaves(value, (*keys, key))
+
+
+def _groups(topics: Sequence[_Topic]) -> list[_Group]:
+    """Topics of one root, depth and kind, objects also of like keys."""
+    groups: list[_Group] = []
+    places: dict[tuple[str, int, Kind], list[tuple[set[Keys], _Group]]] = defaultdict(list)
+    for topic in topics:
+        keys = topic.numeric
+        place = places[topic.levels[0], len(topic.levels), topic.kind]
+        for known, group in place:
+            if topic.kind == "number" or len(keys & known) >= _ALIKE * len(keys | known):
+                group.topics.append(topic)
+                known.update(keys)
+                break
+        else:
+            group = _Group([topic])
+            place.append((keys, group))
+            groups.append(group)
+    return [_named(group) for group in groups]
+
+
+def _separate(groups: list[_Group]) -> tuple[list[_Group], list[tuple[_Group, _Group]]]:
+    """Join groups whose templates overlap; those of another kind are left out, with the group they clash with."""
+    kept: list[_Group] = []
+    clashing: list[tuple[_Group, _Group]] = []
+    waiting = sorted(groups, key=lambda group: len(group.topics))
+    while waiting:
+        group = waiting.pop()
+        other = next((other for other in kept if _overlap(group.names, other.names)), None)
+        if other is None:
+            kept.append(group)
+        elif other.kind == group.kind:
+            kept.remove(other)
+            waiting.append(_named(_Group([*other.topics, *group.topics])))
+        else:
+            clashing.append((group, other))
+    return sorted(kept, key=lambda group: group.template), clashing
+
+
+def _overlap(one: Sequence[str], two: Sequence[str]) -> bool:
+    return len(one) == len(two) and all(a == b or a[:1] == "{" or b[:1] == "{" for a, b in zip(one, two, strict=True))
+
+
+def _named(group: _Group) -> _Group:
+    """Name the levels that vary: {channel}, {device}, and what stands beside them."""
+    values = [set(level) for level in zip(*(topic.levels for topic in group.topics), strict=True)]
+    varying = [i for i, level in enumerate(values) if len(level) > 1]
+    names = list(group.topics[0].levels)
+    channel = _channel_level(values) if group.kind == "number" else None
+    wild = [i for i in varying if i != channel]
+    if not wild and (keys := _device_keys(group)):
+        return _Group(group.topics, tuple(names), keys)
+    wild = wild or _guess(names, channel)
+    device = max(wild, key=lambda i: (len(values[i]), i), default=None)
+    others = [i for i in wild if i != device]
+    for i in others:
+        names[i] = "{site}" if len(others) == 1 else f"{{level{i + 1}}}"
+    if device is not None:
+        names[device] = "{device}"
+    if channel is not None:
+        names[channel] = "{channel}"
+    return _Group(group.topics, tuple(names))
+
+
+def _channel_level(values: Sequence[set[str]]) -> int | None:
+    """The level that names what is measured: one of known words, else the last that varies in words, else the last.
+
+    None where what varies is numbered, as devices are, or no level is left for root and device.
+    """
+
+    def known(level: int) -> bool:
+        return any(_QUANTITY.search(value) for value in values[level])
+
+    varying = [i for i, level in enumerate(values) if len(level) > 1]
+    worded = [i for i in varying if not all(re.search(r"\d", value) for value in values[i])]
+    if not worded and varying:
+        return None
+    places = [i for i in range(1, len(values)) if known(i)] or worded or [len(values) - 1]
+    return places[-1] if len(values) > _LEVELS_OF_A_CHANNEL else None
+
+
+def _device_keys(group: _Group) -> Keys:
+    """The field of the payloads that names devices: named so, of several values, in most of them."""
+    values: dict[Keys, list[float | str]] = defaultdict(list)
+    total = 0
+    for _, leaves in group.readings():
+        total += 1
+        for keys, leaf in leaves.items():
+            if keys and _DEVICE_NAME.match(keys[-1]) and isinstance(leaf, str):
+                values[keys].append(leaf)
+    found = [keys for keys, seen in values.items() if len(seen) >= _MOST * total and 1 < len(set(seen)) < total]
+    return min(found, key=lambda keys: (len(keys), keys), default=())
+
+
+def _guess(names: Sequence[str], channel: int | None) -> list[int]:
+    """The level that is the device where none varies; never the first: a lone level is left as it is.
+
+    It is the last with a number in it, else the last before its channel or a word such as "telemetry".
+    """
+    places = [i for i in range(1, len(names)) if i != channel]
+    numbered = [i for i in places if re.search(r"\d", names[i])]
+    return numbered[-1:] or places[-2 if channel is None else -1 :][:1]
+
+
+def _name(group: _Group, taken: set[str]) -> str:
+    """A profile name: the stem that the devices' names share, else the template's words."""
+    stems = {re.sub(r"[\W\d_]+$", "", re.split(r"\d", device.split("/")[-1])[0]) for device in group.devices()}
+    fixed = [name for name in group.names if name[:1] != "{"]
+    stem = stems.pop() if len(stems) == 1 else ""
+    base = stem if len(stem) > 2 else (fixed[0] if fixed else "devices")  # noqa: PLR2004 (shorter says nothing)
+    base = re.sub(r"[^a-z0-9]+", "_", base.lower()).strip("_") or "devices"
+    name, number = base, 2
+    while name in taken:
+        name, number = f"{base}_{number}", number + 1
+    taken.add(name)
+    return name
+
+
+def _section(group: _Group, name: str) -> list[str]:
+    devices = len(group.devices())
+    example = "/".join(group.topics[0].levels)
+    lines = [
+        _comment(f"{devices} {'device' if devices == 1 else 'devices'}, such as {example}"),
+        f"[profiles.{name}]",
+        f"topic = {_quote(group.template)}",
+    ]
+    if group.device:
+        lines.append(f"device = {{ path = {_path(group.device)} }}")
+    times, units = _times(group)
+    if times:
+        lines.append(f"time = {{ path = {_path(times[0])}, unit = {_quote(units[times[0]])} }}")
+        lines += [_comment(f"also a time: {'.'.join(keys)}") for keys in times[1:]]
+    else:
+        lines.append("# no event time in the payload: a reading's time is when it is received")
+    if group.kind == "number" and "{channel}" not in group.names:
+        return [*lines, 'channels = "auto"']
+    if group.kind == "number":
+        at = group.names.index("{channel}")
+        channels = sorted({topic.levels[at] for topic in group.topics})
+        seen = ", ".join(channels[:20]) + (" …" if len(channels) > 20 else "")  # noqa: PLR2004
+        return [*lines, _comment(f"{len(channels)} seen: {seen}"), 'channels = "auto"']
+    return [*lines, *_channels(group, times)]
+
+
+def _channels(group: _Group, times: Iterable[Keys]) -> list[str]:
+    values = _values(group)
+    lines, taken, count = ["channels = ["], set[str](), 0
+    for keys, seen in values.items():
+        if keys in times:
+            continue
+        name = next(name for name in _channel_names(keys) if name not in taken)
+        taken.add(name)
+        line = f"{{ name = {_quote(name)}, path = {_path(keys)} }},"
+        if _counts(group, keys):
+            lines.append(f"  # {line}  # a counter")
+        elif count == _MAX_CHANNELS:
+            lines.append(f"  # {line}  # over {_MAX_CHANNELS} channels")
+        else:
+            count += 1
+            constant = len(seen) > 1 and len(set(seen)) == 1
+            lines.append(f"  {line}" + ("  # constant while watched" if constant else ""))
+    return [*lines, "]"]
+
+
+def _values(group: _Group) -> dict[Keys, list[float]]:
+    values: dict[Keys, list[float]] = defaultdict(list)
+    for _, leaves in group.readings():
+        for keys, leaf in leaves.items():
+            if isinstance(leaf, float):
+                values[keys].append(leaf)
+    return values
+
+
+def _channel_keys(group: _Group) -> list[Keys]:
+    """What is left as channels without times and counters."""
+    times, _ = _times(group)
+    return [keys for keys in _values(group) if keys not in times and not _counts(group, keys)]
+
+
+def _channel_names(keys: Keys) -> Iterator[str]:
+    """The shortest end of the path that says something, then ever longer ones."""
+    words = [re.sub(r"\W+", "_", key) or "_" for key in keys if key not in ("value", "val", "v")] or ["value"]
+    for length in range(1, len(words) + 1):
+        yield "_".join(words[-length:])
+    yield from (f"{'_'.join(words)}_{number}" for number in range(2, 1 << 20))
+
+
+def _counts(group: _Group, keys: Keys) -> bool:
+    """Whether a field is a message counter: named like one, or rising by one with each message."""
+    if not keys or keys == ("value",):
+        return False
+    if _COUNTER_NAME.match(keys[-1]):
+        return True
+    steps: Counter[float] = Counter()
+    for topic in group.topics:
+        run = [leaf for _, leaves in topic.readings if isinstance(leaf := leaves.get(keys), float)]
+        steps.update(b - a for a, b in pairwise(run))
+    total = steps.total()
+    return total >= 5 and steps[1.0] >= _MOST * total  # noqa: PLR2004 (fewer may be chance)
+
+
+def _times(group: _Group) -> tuple[list[Keys], dict[Keys, Unit]]:
+    """Fields that hold an event time, the best first, and their units."""
+    votes: dict[Keys, Counter[Unit]] = defaultdict(Counter)
+    total = 0
+    for received, leaves in group.readings():
+        total += 1
+        for keys, leaf in leaves.items():
+            unit = _unit(keys, leaf, received) if keys and keys != ("value",) else None
+            if unit is not None:
+                votes[keys][unit] += 1
+    tops = {keys: vote.most_common(1)[0] for keys, vote in votes.items()}
+    units = {keys: unit for keys, (unit, count) in tops.items() if count >= _MOST * total}
+    return sorted(units, key=lambda keys: (not _TIME_NAME.search(keys[-1]), len(keys), keys[-1])), units
+
+
+def _unit(keys: Keys, leaf: float | str, received: float) -> Unit | None:
+    if isinstance(leaf, str):
+        try:
+            moment = datetime.fromisoformat(leaf)
+        except ValueError:
+            return None
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return "iso8601" if abs(moment.timestamp() - received) < _DECADE else None
+    near = _DECADE if _TIME_NAME.search(keys[-1]) else _HOUR
+    return next((unit for unit, scale in _SCALES.items() if abs(leaf / scale - received) < near), None)
+
+
+def _quote(text: str) -> str:
+    # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
+    return orjson.dumps(text).decode().replace("\x7f", "\\u007f")
+
+
+def _path(keys: Keys) -> str:
+    if all("." not in key and key for key in keys):
+        return _quote(".".join(keys))
+    return "[" + ", ".join(map(_quote, keys)) + "]"
+
+
+def _comment(text: str) -> str:
+    return "# " + "".join(c if c.isprintable() else "?" for c in text)

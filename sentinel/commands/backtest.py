@@ -1,0 +1,135 @@
+"""`sentinel backtest`: the daemon's pipeline over recordings."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from sentinel import trainer
+from sentinel.adapters.models import list_models
+from sentinel.adapters.tables import ScoresWriter, read_tables
+from sentinel.backtest import Backtest, Plan, Result, alert_json
+from sentinel.commands._progress import progress_bar
+from sentinel.errors import ConfigError, DataError
+from sentinel.records import ProfileSpec
+from sentinel.settings import load_settings
+
+
+def backtest(  # noqa: PLR0913
+    *,
+    data: list[Path],
+    config: Path | None,
+    profile: str | None,
+    train_rows: int | None,
+    train_fraction: float | None,
+    train: list[Path],
+    label_column: str | None,
+    seed: int,
+    out: Path | None,
+    json_file: Path | None,
+) -> int:
+    """Score `data` as the daemon would; write scores.csv, alerts.jsonl, summary.json and report.html into `out`."""
+    torch.set_num_threads(1)
+    spec, stored = ProfileSpec("default"), None
+    planned = train_rows is not None or train_fraction is not None or bool(train)
+    if config is not None and profile is not None:
+        spec, stored = _from_config(config, profile, load=not planned)
+    recordings = read_tables(data, label_column=label_column)
+    plan = None
+    if planned:
+        plan = Plan(
+            rows=train_rows,
+            share=train_fraction if train_fraction is not None else 1.0,
+            most=None,
+            recordings=tuple(read_tables(train, label_column=label_column)) if train else (),
+            declared=True,
+            seed=seed,
+        )
+    elif stored is None:
+        plan = Plan(seed=seed)
+    with progress_bar() as tell:
+        run = Backtest(spec, recordings, tell)
+        result = run.run(plan, stored)
+    summary = result.summary()
+    summary["notes"] = [note for recording in recordings for note in recording.notes]
+    if out is not None:
+        _write(out, result, summary, [text for recording in recordings for text in recording.time_text.tolist()])
+    if json_file is not None:
+        json_file.write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2))
+    _show(summary, result, out)
+    return 0
+
+
+def _from_config(config: Path, profile: str, *, load: bool) -> tuple[ProfileSpec, Any]:
+    settings = load_settings(config)
+    spec = next((spec for spec in settings.specs() if spec.name == profile), None)
+    if spec is None:
+        known = ", ".join(settings.profiles) or "none"
+        raise ConfigError([f"--profile {profile}: no such profile in {config}; known: {known}"])
+    if not load:
+        return spec, None
+    models = settings.store.path / "models"
+    saved = list_models(models, profile)
+    if not saved:
+        msg = f"profile {profile} has no model in {models}; run `sentinel train`, or give --train, --train-rows or --train-fraction"
+        raise DataError(msg)
+    detector, manifest, tensors = trainer.load(models, profile, saved[0].version)
+    return spec, (detector, trainer.shadow(spec, detector, manifest, tensors))
+
+
+def _write(out: Path, result: Result, summary: dict[str, Any], times: list[bytes]) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with ScoresWriter(out / "scores.csv", result.channels) as scores:
+            scores.write(
+                time=np.array(times),
+                device=[result.devices[at] for at in result.device.tolist()],
+                score=result.score,
+                p_value=result.p_value,
+                anomaly=result.anomaly,
+                alert_id=result.alert,
+                value=result.values,
+                expected=result.expected,
+                low=result.low,
+                high=result.high,
+            )
+        lines = [orjson.dumps(alert_json(alert)) for alert in result.alerts]
+        (out / "alerts.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
+        (out / "summary.json").write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2))
+    except OSError as error:
+        msg = f"{out} cannot be written ({error.strerror}); check the folder"
+        raise DataError(msg) from error
+    from sentinel.commands._report import write_report  # noqa: PLC0415 - only where it is wanted
+
+    write_report(out / "report.html", result, summary)
+
+
+def _show(summary: dict[str, Any], result: Result, out: Path | None) -> None:
+    console = Console()
+    rate = summary["alerts_per_device_week"]
+    table = Table(show_header=False, box=None)
+    table.add_row("rows", f"{summary['rows']:,}; learned from {summary['rows_learned']:,}, scored {summary['rows_scored']:,}")
+    table.add_row("devices, channels", f"{summary['devices']}, {len(summary['channels'])}")
+    table.add_row("flagged rows", f"{summary['rows_flagged']:,}")
+    alerts = ", ".join(f"{count} {kind}" for kind, count in summary["alerts"].items()) or "none"
+    table.add_row("alerts", alerts)
+    if rate is not None:
+        table.add_row(
+            "alerts per device-week", f"{rate:.2f} (budget {summary['alert_budget_per_device_week']:.2f}, {summary['device_weeks']:.2f} device-weeks)"
+        )
+    labels = summary.get("labels")
+    if labels:
+        table.add_row("labelled events", f"{labels['events_found']} of {labels['events']} found")
+        if labels["f1"] is not None:
+            table.add_row("rows against labels", f"F1 {labels['f1']:.3f}, missed {labels['missed_alarm_rate'] or 0:.1%}, false {labels['false_alarm_rate'] or 0:.1%}")
+    console.print(table)
+    for alert in result.final[:10]:
+        console.print(f"  {alert.message}", highlight=False, soft_wrap=True, markup=False)
+    if len(result.final) > 10:
+        console.print(f"  … and {len(result.final) - 10} more")
+    if out is not None:
+        console.print(f"written: {out}/scores.csv, alerts.jsonl, summary.json, report.html", highlight=False)

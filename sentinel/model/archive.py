@@ -1,0 +1,97 @@
+"""A detector as plain tensors and a manifest, and back: what a model file holds. Does no I/O."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sentinel.errors import ModelError
+from sentinel.model.calibrate import ShiftReference
+from sentinel.model.forecaster import Forecaster, weight_shapes
+from sentinel.model.scale import ProfileScale
+from sentinel.model.score import Detector
+from sentinel.model.slabs import Layout
+from sentinel.records import ModelSpec
+
+FORMAT = 1
+_WEIGHT = "weight."
+
+
+def pack(detector: Detector) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and manifest of a detector."""
+    scale = detector.scale
+    tensors = {_WEIGHT + name: weight for name, weight in detector.forecaster.weights.items()}
+    tensors |= {
+        "prior": detector.prior,
+        "spread_of_locations": detector.spread_of_locations,
+        "scale.location": torch.from_numpy(scale.location),
+        "scale.spread": torch.from_numpy(scale.spread),
+        "scale.counter": torch.from_numpy(scale.counter.astype(np.uint8)),
+        "longest_run": torch.from_numpy(detector.longest_run),
+    }
+    if detector.shift is not None:
+        tensors |= {
+            "shift.centre": detector.shift.centre,
+            "shift.precision": detector.shift.precision,
+            "shift.most": detector.shift.most,
+        }
+    manifest = {
+        "format": FORMAT,
+        "model": asdict(detector.spec),
+        "channels": list(detector.channels),
+        "calendar": detector.forecaster.calendar,
+        "interval": detector.interval,
+        "declared": detector.declared,
+    }
+    return tensors, manifest
+
+
+def unpack(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> Detector:
+    """Undo `pack`.
+
+    Raises:
+        ModelError: a tensor is missing, of the wrong shape, or not finite; another format.
+    """
+    if manifest.get("format") != FORMAT:
+        msg = f"model format {manifest.get('format')!r} is not of this release ({FORMAT}); train anew"
+        raise ModelError(msg)
+    raw = dict(manifest["model"])
+    spec = ModelSpec(**(raw | {"horizons": tuple(raw["horizons"])}))
+    channels = tuple(manifest["channels"])
+    f = len(channels)
+    shapes: dict[str, tuple[int, ...]] = {
+        _WEIGHT + name: shape for name, shape in weight_shapes(spec, f, manifest["calendar"]).items()
+    }
+    shapes |= {"prior": (Layout(spec, f).width,)}
+    shapes |= dict.fromkeys(("spread_of_locations", "scale.location", "scale.spread", "scale.counter", "longest_run"), (f,))
+    for name, shape in shapes.items():
+        if name not in tensors or tuple(tensors[name].shape) != shape:
+            found = tuple(tensors[name].shape) if name in tensors else "nothing"
+            msg = f"model tensor {name}: expected shape {shape}, found {found}; train anew"
+            raise ModelError(msg)
+        if name.startswith(_WEIGHT) and not bool(torch.isfinite(tensors[name]).all()):
+            msg = f"model tensor {name} is not finite; train anew"
+            raise ModelError(msg)
+    weights = {name.removeprefix(_WEIGHT): tensor for name, tensor in tensors.items() if name.startswith(_WEIGHT)}
+    shift = None
+    if "shift.centre" in tensors:
+        shift = ShiftReference(tensors["shift.centre"], tensors["shift.precision"], tensors["shift.most"])
+    return Detector(
+        channels=channels,
+        scale=ProfileScale(
+            tensors["scale.location"].numpy(),
+            tensors["scale.spread"].numpy(),
+            tensors["scale.counter"].numpy().astype(np.bool_),
+        ),
+        forecaster=Forecaster(spec, f, manifest["calendar"], weights),
+        prior=tensors["prior"],
+        spread_of_locations=tensors["spread_of_locations"],
+        interval=float(manifest["interval"]),
+        longest_run=tensors["longest_run"].numpy(),
+        declared=bool(manifest["declared"]),
+        shift=shift,
+        version=str(manifest.get("version", "")),
+    )

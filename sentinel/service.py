@@ -1,0 +1,723 @@
+"""The reactor: one thread that drains the broker, runs the stream, commits, publishes, acknowledges.
+
+    drain ──► push ──► journal ──► publish ──► acknowledge        (one turn)
+
+Slow work is elsewhere: learning in a process of its own, snapshots and HTTP in threads.
+"""
+
+import base64
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import structlog
+import torch
+from prometheus_client import CollectorRegistry
+
+from sentinel import __version__, trainer
+from sentinel.adapters.http import HttpServer
+from sentinel.adapters.metrics import DeviceSeries, Metrics
+from sentinel.adapters.models import list_models, retire_models
+from sentinel.adapters.mqtt import Broker
+from sentinel.adapters.mqtt.client import MqttBroker, MqttOptions, TlsOptions
+from sentinel.adapters.notify import Notifier
+from sentinel.adapters.sinks import AlertSink
+from sentinel.adapters.store import AnyStore, Row, SnapshotWriter, Store
+from sentinel.errors import ConfigError, ModelError, SentinelError, StoreError, Unavailable
+from sentinel.records import Command, Entry, Fate, Message, ProfileSpec, Promotion, Readings, Timer, Transition
+from sentinel.settings import Settings
+from sentinel.stream.decode import Refusal, Template
+from sentinel.stream.pipeline import Outcome, Pipeline, ProfileStream
+
+MOST_MESSAGES, MOST_BYTES = 4096, 8 << 20  # a turn
+IDLE = 0.2  # seconds that an idle turn waits
+HOUSEKEEPING = 1.0  # seconds between metrics, status and timers
+HEALTHY_WITHIN = 10.0  # seconds since the last turn
+SHUTDOWN = 8.0  # seconds for all of it
+DEAD_LETTERS_A_SECOND = 10
+DEAD_LETTER_BYTES = 1024
+FLEET_ENOUGH = 50  # times `learn_after` ticks in all are enough, whatever a device has
+KEEP_MODELS = 3
+REPLAY_SAYS_EVERY = 2.0
+
+log = structlog.get_logger("sentinel.service")
+
+
+class Learner:
+    """Trains one profile in a process of its own, when there is enough to learn from."""
+
+    def __init__(self, stream: ProfileStream, store: Path, seed: int) -> None:
+        self.stream = stream
+        self.progress = 0.0
+        self.stage = "collecting"
+        self.failure = ""
+        self._store = store
+        self._seed = seed
+        self._process: subprocess.Popen[str] | None = None
+        self._next_at = 0.0  # ticks at which to learn next
+        self._retry_at = 0.0
+
+    @property
+    def busy(self) -> bool:
+        return self._process is not None
+
+    def scored_before(self, ticks: int) -> None:
+        """A model was found that had learned from so many ticks."""
+        self._next_at = 2.0 * max(ticks, 1)
+
+    def consider(self, now: float) -> None:
+        """Start learning if it is time."""
+        spec, table = self.stream.spec, self.stream.table
+        if spec.learn == "never" or self.busy or now < self._retry_at:
+            return
+        ticks = table.ticks[table.used]
+        total = int(ticks.sum())
+        if self.stream.detector is None:
+            median = float(np.median(ticks)) if len(ticks) else 0.0
+            self.progress = min(max(median / spec.learn_after, total / (FLEET_ENOUGH * spec.learn_after)), 1.0)
+            if self.progress < 1.0:
+                return
+        elif spec.learn == "once" or total < self._next_at:
+            return
+        self._start(total)
+
+    def _start(self, total: int) -> None:
+        detector = self.stream.detector
+        champion = detector.version if detector is not None else None
+        job = trainer.Job(str(self._store), self.stream.spec, self._seed, champion)
+        self._next_at = 2.0 * total
+        self.stage = "fitting"
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "sentinel.trainer"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdin is not None  # noqa: S101 - PIPE
+        self._process.stdin.write(job.dump())
+        self._process.stdin.close()
+        if self._process.stdout is not None:
+            _unblock(self._process.stdout.fileno())
+        log.info("learning", profile=self.stream.spec.name, ticks=total, devices=len(self.stream.table))
+
+    def poll(self, now: float) -> str | None:
+        """A version to promote, once there is one; None: not yet, or the champion stays."""
+        process = self._process
+        if process is None or process.stdout is None:
+            return None
+        code = process.poll()
+        said = process.stdout.read() or ""
+        last: dict[str, Any] = {}
+        for line in said.splitlines():
+            try:
+                last = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                continue
+            self.stage = last.get("stage", self.stage)
+        if code is None and not ({"version", "kept", "failed"} & last.keys()):
+            return None
+        if code is None:
+            process.wait(5)
+        errors = process.stderr.read() if process.stderr is not None else ""
+        self._process = None
+        self.stage = "trained"
+        if "version" in last:
+            self.failure = ""
+            log.info("learned", profile=self.stream.spec.name, **last)
+            return str(last["version"])
+        if "kept" in last:
+            log.info("champion stays", profile=self.stream.spec.name, reason=last["reason"])
+            return None
+        self.failure = last.get("failed") or (errors.strip().splitlines() or [f"exit status {code}"])[-1]
+        self._retry_at = now + 60.0
+        log.error("learning failed", profile=self.stream.spec.name, reason=self.failure)
+        return None
+
+    def stop(self) -> None:
+        """End the process, whatever it does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def _unblock(descriptor: int) -> None:
+    import fcntl  # noqa: PLC0415 - Unix alone
+    import os  # noqa: PLC0415
+
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_NONBLOCK)
+
+
+class Service:
+    """The daemon. `run` blocks until `stop`.
+
+    Args:
+        broker, store: in-memory twins for tests; by default the real ones that `settings` names.
+        clock: wall clock.
+        reread: reads the configuration again, for `reload`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        broker: Broker | None = None,
+        store: AnyStore | None = None,
+        clock: Callable[[], float] = time.time,
+        reread: Callable[[], Settings] | None = None,
+    ) -> None:
+        self.settings = settings
+        self._reread = reread or (lambda: settings)
+        self._clock = clock
+        self.store = store if store is not None else Store(settings.store.path, settings.store.durability)
+        self.prefix = settings.mqtt.prefix
+        self._status_topic = f"{self.prefix}/status"
+        self.broker = broker if broker is not None else self._make_broker()
+        self.sink = AlertSink(self._publish_alert, self.prefix)
+        device = settings.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        elif device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(['device = "cuda": no CUDA device is there; use "auto" or "cpu"'])
+        self.pipeline = Pipeline(settings.specs(), self.prefix, device)
+        self.registry = CollectorRegistry()
+        self.metrics = Metrics(self.registry, list(self.pipeline.profiles), settings.http.max_device_series, clock)
+        self.http = HttpServer(settings.http.host, settings.http.port, self.registry, self.health, self.ready)
+        self.notifier = Notifier()
+        self._writer = SnapshotWriter(self.store.snapshot, clock())
+        self._learners = {
+            name: Learner(stream, self._store_path(), self.store.seed) for name, stream in self.pipeline.profiles.items()
+        }
+        self._stopping = False
+        self._reload = False
+        self._last_turn = 0.0
+        self._next_chores = 0.0
+        self._next_snapshot = clock() + settings.store.snapshot_interval
+        self._unwritten: list[tuple[list[Entry], float]] = []
+        self._held: list[Callable[[], None]] = []
+        self._position = 0
+        self._forgotten: list[tuple[str, str]] = []
+        self._status: bytes = b""
+        self._letters_left = float(DEAD_LETTERS_A_SECOND)
+        self._suppressed = 0
+        self._counted = {"reconnects": 0, "dropped": 0}
+        self._store_error = ""
+        self._deaf_reason = ""
+
+    def _store_path(self) -> Path:
+        return self.settings.store.path
+
+    def _make_broker(self) -> MqttBroker:
+        mqtt = self.settings.mqtt
+        tls = TlsOptions(**{k: v and str(v) for k, v in mqtt.tls.model_dump().items()}) if mqtt.tls is not None else None
+        return MqttBroker(
+            MqttOptions(
+                host=mqtt.host,
+                port=mqtt.port,
+                version=mqtt.version,
+                client_id=mqtt.client_id or self.store.client_id,
+                username=mqtt.username,
+                password=mqtt.password(),
+                tls=tls,
+                qos=mqtt.qos,
+                keepalive=mqtt.keepalive,
+                session_expiry=mqtt.session_expiry,
+                will_topic=self._status_topic,
+                will_payload=orjson.dumps({"state": "offline"}),
+            )
+        )
+
+    # --- life ---
+
+    def run(self) -> None:
+        """Restore, serve until `stop`, shut down in order.
+
+        Raises:
+            SentinelError: it cannot start, with the reason and the remedy.
+        """
+        torch.set_num_threads(1)
+        try:
+            self.restore()
+            self.http.start()
+            self.start()
+            self.notifier.ready("running")
+            while not self._stopping:
+                self.turn(IDLE)
+        finally:
+            self.shutdown()
+
+    def start(self) -> None:
+        """Begin to listen."""
+        filters = [Template(stream.spec.topic).filter for stream in self.pipeline.profiles.values()]
+        self.broker.start([*filters, f"{self.prefix}/alerts/#"])
+
+    def stop(self) -> None:
+        """End `run` after its turn. From any thread, and from a signal handler."""
+        self._stopping = True
+        self.broker.wake()
+
+    def reload(self) -> None:
+        """Read the configuration again at the next turn. From a signal handler."""
+        self._reload = True
+        self.broker.wake()
+
+    def shutdown(self) -> None:
+        """Drain what is queued, snapshot, close: within one deadline."""
+        deadline = time.monotonic() + SHUTDOWN
+
+        def left() -> float:
+            return max(deadline - time.monotonic(), 0.1)
+
+        self.notifier.stopping("saving")
+        for learner in self._learners.values():
+            learner.stop()
+        if self.broker.connected:
+            self.broker.publish(self._status_topic, orjson.dumps({"state": "offline"}), retain=True)
+            self.broker.flush(min(left(), 3.0))
+        self._writer.wait(left())
+        if self._position:
+            self._snapshot()
+            self._writer.wait(left())
+        self.broker.close(min(left(), 1.0))
+        self.http.stop(min(left(), 1.0))
+        self.store.close()
+        log.info("stopped")
+
+    # --- one turn ---
+
+    def turn(self, timeout: float) -> int:
+        """Turn over once; returns the number of messages taken. Blocks at most `timeout` seconds for want of any."""
+        if self._unwritten:
+            # The disk is away: nothing more is read until what was read is safe. The backlog lies in the broker.
+            self.broker.drain(timeout, 0, 0)
+            self._commit([], self._clock())
+            messages: list[Message] = []
+        else:
+            messages = self.broker.drain(self._wait(timeout), MOST_MESSAGES, MOST_BYTES)
+        now = self._clock()
+        if messages:
+            self._take(messages, now)
+        if now >= self._next_chores:
+            self._next_chores = now + HOUSEKEEPING
+            self._chores(now)
+        elif any(s.aligner is not None and (s.aligner.next_due() or now + 1) <= now for s in self._streams()):
+            self._timers(now)
+        self.notifier.watchdog()
+        self._last_turn = time.monotonic()
+        return len(messages)
+
+    def _wait(self, timeout: float) -> float:
+        now = self._clock()
+        dues = [s.aligner.next_due() for s in self._streams() if s.aligner is not None]
+        return max(0.0, min([timeout, *(due - now for due in dues if due is not None)]))
+
+    def _streams(self) -> list[ProfileStream]:
+        return list(self.pipeline.profiles.values())
+
+    def _take(self, messages: list[Message], now: float) -> None:
+        began = time.perf_counter()
+        own = self.pipeline.decoder.is_own
+        given = [message for message in messages if not own(message.topic)]
+        for message in messages:
+            if message.retain and own(message.topic):
+                self._clear_if_stale(message)
+        turn = self.pipeline.push(given, now)
+        for refusal in turn.decoded.refusals:
+            self._dead_letter(refusal, given[refusal.message])
+        scored = time.perf_counter()
+        self._count(turn.fates, turn.outcomes, turn.decoded.bad_values, turn.decoded.unknown)
+        transitions = [t for outcome in turn.outcomes.values() for t in outcome.transitions]
+        arrivals = [given[t.message].arrived if 0 <= t.message < len(given) else 0.0 for t in transitions]
+        # In order: journal, publish, acknowledge. What a disk refuses is held, and done once it took it.
+        self._held.append(partial(self._publish, transitions, arrivals))
+        self._held.append(partial(self.broker.acknowledge, messages))
+        self._commit(list(turn.entries), now)
+        ended = time.perf_counter()
+        readings = sum(len(entry) for entry in turn.entries)
+        self.metrics.observe("score", scored - began)
+        self.metrics.observe("journal", ended - scored)
+        self.metrics.turn(ended - began, readings)
+        if turn.entries:
+            newest = max(float(entry.time.max()) for entry in turn.entries)
+            self.metrics.ingest_lag(now - newest)
+
+    def _commit(self, entries: list[Entry], now: float) -> None:
+        """Journal entries and do what waits for it; keep all of it where the disk is away."""
+        if entries:
+            self._unwritten.append((entries, now))
+        try:
+            while self._unwritten:
+                self._position = self.store.journal.append(*self._unwritten[0])
+                self._unwritten.pop(0)
+        except Unavailable as error:
+            if not self._store_error:
+                log.error("journal is away; not reading until it is back", reason=str(error))
+            self._store_error = str(error)
+            return
+        if self._store_error:
+            log.info("journal is back")
+            self._store_error = ""
+        held, self._held = self._held, []
+        for act in held:
+            act()
+
+    def _publish(self, transitions: Sequence[Transition], arrivals: Sequence[float]) -> None:
+        latencies = []
+        for transition, arrived in zip(transitions, arrivals, strict=True):
+            self.sink.publish(transition)
+            alert = transition.alert
+            if alert.state == "firing":
+                self.metrics.alerts_started(alert.profile, alert.kind)
+                log.info("alert", id=alert.id, kind=alert.kind, device=alert.device, message=alert.message)
+            if arrived > 0:
+                latencies.append(arrived)
+        if latencies:
+            self.broker.drain(0.0, 0, 0)  # hands them to the socket
+            done = time.perf_counter()
+            self.metrics.publish_to_alert(done - arrived for arrived in latencies)
+
+    def _publish_alert(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
+        self.broker.publish(topic, payload, qos=qos, retain=retain)
+
+    def _clear_if_stale(self, message: Message) -> None:
+        """At start the broker tells our own retained alerts; one that is no longer open is cleared."""
+        at = self.sink.parse(message.topic)
+        if at is None or not message.payload:
+            return
+        profile, device = at
+        stream = self.pipeline.profiles.get(profile)
+        if stream is None or device not in stream.book.open:
+            self.broker.publish(message.topic, b"", retain=True)
+
+    def _dead_letter(self, refusal: Refusal, message: Message) -> None:
+        if self._letters_left < 1:
+            self._suppressed += 1
+            self.metrics.dead_letters(0, 1)
+            return
+        self._letters_left -= 1
+        letter = {
+            "topic": message.topic,
+            "profile": refusal.profile,
+            "reason": refusal.fate,
+            "detail": refusal.detail[:200],
+            "bytes": len(message.payload),
+            "payload_base64": base64.b64encode(message.payload[:DEAD_LETTER_BYTES]).decode(),
+        }
+        try:
+            self.broker.publish(f"{self.prefix}/dead-letter/{refusal.profile}", orjson.dumps(letter), qos=0)
+        except (TypeError, ValueError):  # a topic or detail that is no UTF-8
+            letter |= {"topic": ascii(message.topic), "detail": ascii(refusal.detail[:200])}
+            self.broker.publish(f"{self.prefix}/dead-letter/{refusal.profile}", orjson.dumps(letter), qos=0)
+        self.metrics.dead_letters(1, 0)
+
+    def _count(
+        self,
+        fates: Mapping[Fate, int],
+        outcomes: Mapping[str, Outcome],
+        bad: Mapping[str, int],
+        unknown: Mapping[str, int],
+    ) -> None:
+        self.metrics.messages(fates)
+        for name, outcome in outcomes.items():
+            self.metrics.readings(name, outcome.fates)
+            if count := outcome.count:
+                self.metrics.ticks(name, count)
+            for kind, n in outcome.anomalies.items():
+                self.metrics.anomalies(name, kind, n)
+        for name, n in bad.items():
+            self.metrics.values_dropped(name, {"not_finite": n})
+        for name, n in unknown.items():
+            self.metrics.unknown_channels(name, n)
+
+    # --- chores ---
+
+    def _timers(self, now: float) -> None:
+        due = {name: stream for name, stream in self.pipeline.profiles.items() if stream.timer_due(now)}
+        if not due:
+            return
+        outcomes = {name: stream.timer(now) for name, stream in due.items()}
+        self._count({}, outcomes, {}, {})
+        transitions = [t for outcome in outcomes.values() for t in outcome.transitions]
+        self._held.append(partial(self._publish, transitions, [0.0] * len(transitions)))
+        self._commit([Timer()], now)
+
+    def _chores(self, now: float) -> None:
+        self._letters_left = float(DEAD_LETTERS_A_SECOND)
+        self._timers(now)
+        for name, learner in self._learners.items():
+            version = learner.poll(now)
+            if version is not None:
+                self._promote(name, version, now)
+            learner.consider(now)
+        if self._reload:
+            self._reload = False
+            self._read_settings_again()
+        if now >= self._next_snapshot:
+            self._next_snapshot = now + self.settings.store.snapshot_interval
+            self._snapshot()
+        report = self._writer.report
+        if report is not None and report.error:
+            self.metrics.snapshot_failed()
+        self._report(now)
+
+    def _promote(self, name: str, version: str, now: float) -> None:
+        try:
+            self.promote(name, version, self.store.journal.last())
+        except ModelError as error:
+            log.error("model refused", profile=name, version=version, reason=str(error))
+            return
+        self._commit([Promotion(name, version)], now)
+        self._snapshot()
+        retire_models(self.store.models, name, KEEP_MODELS, {version})
+
+    def promote(self, name: str, version: str, upto: int) -> None:
+        """Run a saved model from here on, each device's state brought up to the journal's position `upto`.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        live = self.pipeline.profiles[name]
+        detector, manifest, tensors = trainer.load(self.store.models, name, version)
+        ready = trainer.shadow(live.spec, detector, manifest, tensors)
+        if manifest["position"]:
+            for turn in self.store.journal.read(manifest["position"], upto, name):
+                for entry in turn.entries:
+                    if isinstance(entry, Readings):
+                        ready.absorb(entry, turn.now)
+        trainer.take_over(live, ready)
+        self.metrics.model(name, version, detector.spec.cell, float(manifest["trained"]))
+        self._learners[name].scored_before(int(live.table.ticks.sum()))
+        log.info("promoted", profile=name, version=version, states=live.states())
+
+    def _report(self, now: float) -> None:
+        metrics, broker = self.metrics, self.broker
+        metrics.broker_connected(broker.connected)
+        for _ in range(broker.reconnects - self._counted["reconnects"]):
+            metrics.broker_reconnected()
+        metrics.publishes_dropped(broker.dropped - self._counted["dropped"])
+        self._counted = {"reconnects": broker.reconnects, "dropped": broker.dropped}
+        reason = broker.last_error or "; ".join(broker.refused)
+        if reason != self._deaf_reason:
+            self._deaf_reason = reason
+            if reason:
+                log.warning("broker", reason=reason)
+        view = {}
+        profiles: dict[str, Any] = {}
+        for name, stream in self.pipeline.profiles.items():
+            states = stream.states()
+            firing = stream.book.firing()
+            metrics.devices(name, states)
+            metrics.alerts_firing(name, firing)
+            metrics.alert_budget(name, stream.spec.alert_budget)
+            metrics.learning(name, 1.0 if stream.detector is not None else self._learners[name].progress)
+            slots = np.flatnonzero(stream.table.used)
+            if stream.scorer is not None and stream.slabs is not None and len(slots):
+                sample = torch.from_numpy(slots[:: max(len(slots) // 256, 1)])
+                metrics.state_saturation(name, stream.scorer.saturation(stream.slabs, sample))
+            view[name] = DeviceSeries(
+                [stream.table.ids[slot] for slot in slots],
+                stream.scores()[slots],
+                stream.table.open[slots].copy(),
+                stream.table.last_seen[slots],
+            )
+            learner = self._learners[name]
+            profiles[name] = {
+                "stage": "scoring" if stream.detector is not None else learner.stage,
+                "progress": round(1.0 if stream.detector is not None else learner.progress, 2),
+                "training": learner.busy,
+                "model": stream.detector.version if stream.detector is not None else None,
+                "devices": states,
+                "firing": firing,
+                "failure": learner.failure,
+            }
+        metrics.set_devices(view)
+        metrics.journal(self.store.journal.bytes(), now)
+        if self._writer.report is not None and not self._writer.report.error:
+            metrics.snapshot(now - self._writer.age(now))
+        status = orjson.dumps(
+            {
+                "state": "degraded" if self._store_error else "online",
+                "version": __version__,
+                "reason": self._store_error,
+                "profiles": profiles,
+            }
+        )
+        if status != self._status and broker.connected:
+            self._status = status
+            broker.publish(self._status_topic, status, retain=True)
+
+    def _read_settings_again(self) -> None:
+        """Take what can change while running; a bad file is refused and the old settings go on."""
+        self.notifier.reloading()
+        try:
+            fresh = self._reread()
+        except ConfigError as error:
+            log.error("reload refused; the old configuration goes on", problems=error.problems)
+        else:
+            for spec in fresh.specs():
+                stream = self.pipeline.profiles.get(spec.name)
+                if stream is None or not _same_shape(stream.spec, spec):
+                    log.warning("needs a restart", profile=spec.name)
+                elif spec != stream.spec:
+                    stream.respec(spec)
+                    log.info("reloaded", profile=spec.name)
+            self.settings = fresh
+        self.notifier.ready("running")
+
+    # --- state ---
+
+    def _snapshot(self) -> None:
+        rows: list[Row] = []
+        meta: dict[str, Any] = {"profiles": {}}
+        dirty = {}
+        for name, stream in self.pipeline.profiles.items():
+            slots = np.flatnonzero(stream.table.dirty & stream.table.used)
+            dirty[name] = slots
+            rows += [(name, stream.table.ids[s], row) for s, row in zip(slots, stream.rows(slots), strict=True)]
+            meta["profiles"][name] = stream.export()
+        if self._writer.submit(self._position, self._clock(), orjson.dumps(meta), rows, self._forgotten):
+            self._forgotten = []
+            for name, slots in dirty.items():
+                self.pipeline.profiles[name].table.dirty[slots] = False
+
+    def restore(self) -> None:
+        """Newest snapshot, then what the journal holds after it.
+
+        Raises:
+            StoreError: the snapshot cannot be used.
+        """
+        image = self.store.snapshot.load()
+        if image is not None:
+            self._position = image.position
+            meta = orjson.loads(image.meta)
+            rows: dict[str, list[tuple[str, bytes]]] = {}
+            for profile, device, row in image.rows:
+                rows.setdefault(profile, []).append((device, row))
+            for name, data in meta["profiles"].items():
+                stream = self.pipeline.profiles.get(name)
+                if stream is None:
+                    log.warning("profile is no longer configured; its devices are left", profile=name)
+                    continue
+                detector = self._load(name, data["model"]) if data["model"] else None
+                if data["model"] and detector is None:
+                    continue
+                try:
+                    stream.restore(data, detector, rows.get(name, []))
+                except (ValueError, KeyError) as error:
+                    msg = f"snapshot of profile {name} does not fit: {error}; move {self._store_path()} away to start anew"
+                    raise StoreError(msg) from None
+                self._learners[name].scored_before(int(stream.table.ticks.sum()))
+        replayed = self._replay()
+        self._adopt_trained()
+        self._position = max(self._position, self.store.journal.last())
+        devices = {name: len(stream.table) for name, stream in self.pipeline.profiles.items()}
+        log.info("restored", position=self._position, replayed=replayed, devices=devices)
+
+    def _replay(self) -> int:
+        count, said = 0, time.monotonic()
+        for turn in self.store.journal.read(self._position):
+            for entry in turn.entries:
+                match entry:
+                    case Readings(profile=name) if name in self.pipeline.profiles:
+                        self.pipeline.absorb(entry, turn.now)
+                        count += len(entry)
+                    case Timer():
+                        for stream in self._streams():
+                            if stream.timer_due(turn.now):
+                                stream.timer(turn.now)
+                    case Promotion(profile=name, version=version) if name in self.pipeline.profiles:
+                        try:
+                            self.promote(name, version, turn.seq - 1)
+                        except ModelError as error:
+                            log.error("model refused", profile=name, version=version, reason=str(error))
+                    case Command(profile=name) if name in self.pipeline.profiles:
+                        self.pipeline.profiles[name].command(entry, turn.now)
+                    case _:
+                        pass
+            self._position = turn.seq
+            if time.monotonic() - said > REPLAY_SAYS_EVERY:
+                said = time.monotonic()
+                self.notifier.extend_timeout(10 * REPLAY_SAYS_EVERY)
+        return count
+
+    def _adopt_trained(self) -> None:
+        """A model that `sentinel train` left for a profile, newer than what it runs, is taken up."""
+        for name, stream in self.pipeline.profiles.items():
+            saved = list_models(self.store.models, name)
+            if not saved or (stream.detector is not None and stream.detector.version == saved[0].version):
+                continue
+            try:
+                detector, manifest, tensors = trainer.load(self.store.models, name, saved[0].version)
+                if manifest["position"]:  # learned in a daemon: its promotion is in the journal, or it was beaten
+                    continue
+                ready = trainer.shadow(stream.spec, detector, manifest, tensors)
+            except ModelError as error:
+                log.error("model refused", profile=name, version=saved[0].version, reason=str(error))
+                continue
+            trainer.take_over(stream, ready)
+            self.metrics.model(name, detector.version, detector.spec.cell, float(manifest["trained"]))
+            self._learners[name].scored_before(int(manifest.get("ticks", 0)))
+            self._commit([Promotion(name, detector.version)], self._clock())
+            log.info("trained model", profile=name, version=detector.version, path=str(saved[0].path))
+
+    def _load(self, name: str, version: str) -> Any:
+        try:
+            detector, manifest, _ = trainer.load(self.store.models, name, version)
+        except ModelError as error:
+            log.error("model refused; its profile starts anew", profile=name, version=version, reason=str(error))
+            return None
+        self.metrics.model(name, version, detector.spec.cell, float(manifest["trained"]))
+        return detector
+
+    # --- how it is ---
+
+    def health(self) -> tuple[bool, list[str]]:
+        """Whether the reactor turns over."""
+        age = time.monotonic() - self._last_turn
+        if self._last_turn and age <= HEALTHY_WITHIN:
+            return True, []
+        return False, ["no turn yet"] if not self._last_turn else [f"no turn for {age:.0f} s"]
+
+    def ready(self) -> tuple[bool, list[str]]:
+        """Whether nothing that is published is missed."""
+        reasons = []
+        if not self.broker.subscribed:
+            reason = self.broker.last_error or "; ".join(self.broker.refused) or "waiting for the broker"
+            reasons.append(f"not subscribed: {reason}")
+        if self._store_error:
+            reasons.append(f"journal: {self._store_error}")
+        for name, stream in self.pipeline.profiles.items():
+            if stream.detector is None and stream.spec.learn == "never":
+                reasons.append(f'profile {name}: no model and learn = "never"; run `sentinel train`')
+        return not reasons, reasons
+
+
+def _same_shape(old: ProfileSpec, new: ProfileSpec) -> bool:
+    """Whether a running stream can take `new`: same topics, decoding, columns, model."""
+    names = [None if spec.channels is None else [(c.name, c.path) for c in spec.channels] for spec in (old, new)]
+    flat = replace(
+        new,
+        alert_budget=old.alert_budget,
+        threshold=old.threshold,
+        silence_after=old.silence_after,
+        max_gap=old.max_gap,
+        stuck_after=old.stuck_after,
+        device_ttl=old.device_ttl,
+        min_ticks=old.min_ticks,
+        quiet_ticks=old.quiet_ticks,
+        learn=old.learn,
+        learn_after=old.learn_after,
+        channels=old.channels,
+    )
+    return names[0] == names[1] and flat == old
+
+
+__all__ = ["Learner", "SentinelError", "Service"]

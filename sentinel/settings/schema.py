@@ -1,0 +1,461 @@
+"""Every key of the configuration: its default, its unit, what is allowed.
+
+Defaults of a profile are those of `records.ProfileSpec`. A value that is text in the file and a number in the
+program (durations, budgets, sizes) carries a `Text`, which reads, writes and describes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, PrivateAttr, model_validator
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from sentinel.errors import ConfigError
+from sentinel.records import Channel, Direction, EventTime, ModelSpec, ProfileSpec
+from sentinel.settings import values
+
+_PROFILE = ProfileSpec(name="")
+_CHANNEL = Channel(name="")
+_ONE_PER_TOPIC_WINDOW = 1.0
+_LEAST_TICKS_PER_ALERT = 150  # twice the 75 ticks after an alert's start in which no other is counted
+
+
+@dataclass(frozen=True)
+class Text:
+    """How a value is written in the configuration.
+
+    Attributes:
+        kind: its type, for the reference.
+        allowed: completes "must be …".
+        parse: raises ValueError.
+        words: keywords and what they mean.
+    """
+
+    kind: str
+    allowed: str
+    parse: Callable[[Any], Any]
+    show: Callable[[Any], Any] = lambda value: value
+    words: tuple[tuple[str, object], ...] = ()
+
+    def read(self, value: object) -> object:
+        for word, meaning in self.words:
+            if value == word:
+                return meaning
+        try:
+            return self.parse(value)
+        except ValueError as error:
+            alternatives = "".join(f', or "{word}"' for word, _ in self.words)
+            raise ValueError(f"{error}{alternatives}") from error
+
+    def write(self, value: object) -> object:
+        for word, meaning in self.words:
+            if value == meaning:
+                return word
+        return None if value is None else self.show(value)
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self.read, handler(source))
+
+
+def _path(value: object) -> tuple[str, ...]:
+    parts = value.split(".") if isinstance(value, str) else value
+    if isinstance(parts, list | tuple) and parts and all(isinstance(part, str) and part for part in parts):
+        return tuple(parts)
+    raise ValueError('must be a path into the payload such as "flow.value" or ["flow", "value"]')
+
+
+def _show_path(path: tuple[str, ...]) -> str | list[str]:
+    return list(path) if any("." in part for part in path) else ".".join(path)
+
+
+def _channels(value: object) -> object:
+    if isinstance(value, list | tuple) and value:
+        return value
+    raise ValueError('must be a list of channels such as ["pressure", { name = "flow", unit = "m3/h" }]')
+
+
+def _horizons(value: object) -> tuple[int, ...]:
+    if (
+        isinstance(value, list | tuple)
+        and value
+        and all(isinstance(ticks, int) and 1 <= ticks <= 1024 for ticks in value)
+        and list(value) == sorted(set(value))
+    ):
+        return tuple(value)
+    raise ValueError("must be a list of ticks from 1 to 1024, ascending, such as [1, 64]")
+
+
+def _stuck_after(value: object) -> int:
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 2:
+        return value
+    raise ValueError("must be a number of ticks of at least 2")
+
+
+def _host(value: object) -> str:
+    if isinstance(value, str) and value and not set(value) & set("/@ \t\r\n"):
+        return value
+    raise ValueError('must be a host name or an address, without "mqtt://" and without a port')
+
+
+def _prefix(value: object) -> str:
+    if isinstance(value, str) and value and not set(value) & set("+#\0") and value[0] not in "/$" and value[-1] != "/":
+        return value
+    raise ValueError('must be a topic without wildcards such as "sentinel" or "site/sentinel"')
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool):
+        raise PydanticCustomError("bool", "a boolean is no number")
+    return value
+
+
+def _seconds(value: object) -> int:
+    seconds = values.parse_duration(value)
+    if seconds != int(seconds):
+        raise ValueError("must be a whole number of seconds")
+    return int(seconds)
+
+
+Duration = Annotated[float, Text("duration", values.DURATION, values.parse_positive_duration, values.show_duration)]
+Whole = Annotated[int, BeforeValidator(_number)]
+Number = Annotated[float, BeforeValidator(_number)]
+PayloadPath = Annotated[
+    tuple[str, ...], Text("payload path", 'a path into the payload such as "flow.value"', _path, _show_path)
+]
+
+
+class Table(BaseModel):
+    """A table of the file. Unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TlsSettings(Table):
+    """An empty table means TLS with the system's certificate authorities."""
+
+    ca: Path | None = Field(default=None, description="file of certificate authorities; left out: the system's")
+    cert: Path | None = Field(default=None, description="file of the client's certificate")
+    key: Path | None = Field(default=None, description="file of the client's key")
+
+
+class MqttSettings(Table):
+    host: Annotated[str, Text("text", "a host name or an address", _host)] = Field(
+        default="127.0.0.1", description="the broker's name or address"
+    )
+    port: Whole = Field(default=1883, ge=1, le=65535, description="the broker's port")
+    version: Literal["3.1.1", "5"] = Field(default="3.1.1", description="protocol version")
+    client_id: str | None = Field(
+        default=None, min_length=1, max_length=256, description="left out: a random one, kept in the store"
+    )
+    username: str | None = Field(default=None, min_length=1, description="left out: anonymous")
+    password_file: Path | None = Field(
+        default=None, description="file that holds the password; left out: the systemd credential mqtt_password"
+    )
+    tls: TlsSettings | None = Field(default=None, description="left out: no TLS; {}: with the system's authorities")
+    qos: Whole = Field(default=1, ge=0, le=1, description="highest quality of service to ask for; 0 may lose readings")
+    keepalive: Whole = Field(default=60, ge=1, le=65535, description="s between signs of life")
+    prefix: Annotated[str, Text("text", "a topic without wildcards", _prefix)] = Field(
+        default="sentinel", description="first levels of all topics that Sentinel publishes"
+    )
+    session_expiry: Annotated[int, Text("duration", values.DURATION, _seconds, values.show_duration)] = Field(
+        default=7 * 86400,
+        ge=0,
+        le=0xFFFFFFFF,
+        description="how long the broker keeps the session while away (version 5)",
+    )
+
+    def password(self) -> str | None:
+        """What `password_file` holds, without its line end; read anew at each call.
+
+        Raises: OSError, UnicodeDecodeError.
+        """
+        return None if self.password_file is None else self.password_file.read_text("utf-8").rstrip("\r\n")
+
+
+class HttpSettings(Table):
+    host: Annotated[str, Text("text", "a host name or an address", _host)] = Field(
+        default="127.0.0.1", description="address to answer on"
+    )
+    port: Whole = Field(
+        default=9108, ge=0, le=65535, description="port of /metrics, /healthz and /readyz; 0: any free one"
+    )
+    max_device_series: Whole = Field(default=1000, ge=0, description="devices that get series of their own in /metrics")
+
+
+class StoreSettings(Table):
+    path: Path = Field(default=Path("./state"), description="directory of journal, snapshot and models")
+    durability: Literal["journal", "none"] = Field(
+        default="journal", description="journal: acknowledge readings once they are on disk; none: only snapshots"
+    )
+    snapshot_interval: Duration = Field(default=60.0, description="time between snapshots of the state")
+    max_bytes: Annotated[int, Text("size", values.SIZE, values.parse_size, values.show_size)] = Field(
+        default=4 << 30, description="size at which the journal's oldest readings go"
+    )
+    max_age: Duration = Field(default=90 * 86400.0, description="age at which the journal's readings go")
+
+
+class TimeSettings(Table):
+    path: PayloadPath = Field(description="where the payload carries the event time")
+    unit: Literal["s", "ms", "us", "ns", "iso8601"] = Field(default="s", description="since 1970 UTC, or ISO 8601 text")
+
+
+class DevicePathSettings(Table):
+    path: PayloadPath = Field(description="where the payload carries the device's id")
+
+
+class ChannelSettings(Table):
+    name: str = Field(min_length=1, max_length=200, description="name in alerts and metrics")
+    path: PayloadPath | None = Field(
+        default=None, description="where the payload carries the value; left out: the name, split at its dots"
+    )
+    unit: str = Field(default=_CHANNEL.unit, description="unit, for people")
+    min: Number | None = Field(default=None, description="smallest value allowed, in `unit`; left out: none")
+    max: Number | None = Field(default=None, description="largest value allowed, in `unit`; left out: none")
+    max_rate: Number | None = Field(
+        default=None, gt=0, description="fastest change allowed, in `unit` per s; left out: none"
+    )
+    min_deviation: Number = Field(
+        default=_CHANNEL.min_deviation,
+        ge=0,
+        description="deviations from the forecast below this never count, in `unit`",
+    )
+    direction: Direction = Field(default=_CHANNEL.direction, description="deviations from the forecast that count")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _just_a_name(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min is not None and self.max is not None and self.min >= self.max:
+            raise ValueError("min must be less than max")
+        return self
+
+    def channel(self, *, named_by_topic: bool) -> Channel:
+        path = self.path or (() if named_by_topic else tuple(self.name.split(".")))
+        return Channel(
+            self.name, path, self.unit, self.min, self.max, self.max_rate, self.min_deviation, self.direction
+        )
+
+
+class ModelSettings(Table):
+    cell: Literal["lstm", "gru"] = Field(default=_PROFILE.model.cell, description="kind of recurrent cell")
+    layers: Whole = Field(default=_PROFILE.model.layers, ge=1, le=8, description="stacked recurrent layers")
+    hidden: Whole = Field(default=_PROFILE.model.hidden, ge=1, le=1024, description="units per layer")
+    dropout: Number = Field(
+        default=_PROFILE.model.dropout, ge=0, lt=1, description="share of units dropped while training"
+    )
+    horizons: Annotated[tuple[int, ...], Text("list of ticks", "a list of ticks such as [1, 64]", _horizons, list)] = (
+        Field(default=_PROFILE.model.horizons, description="ticks ahead that forecasts are made for, ascending")
+    )
+
+
+class ProfileSettings(Table):
+    topic: Annotated[str, Text("topic template", values.TOPIC, values.parse_topic)] = Field(
+        description="topics of the profile; each {name} is one level; all but {channel}, joined by /, are the "
+        "device id; without names, the whole topic is"
+    )
+    channels: Annotated[
+        tuple[ChannelSettings, ...] | None,
+        Text("list of channels", "a list of channels", _channels, words=(("auto", None),)),
+    ] = Field(default=None, description="auto: every number that the payloads hold")
+    time: TimeSettings | None = Field(default=None, description="event time in the payload; left out: receive time")
+    device: DevicePathSettings | None = Field(
+        default=None, description="device id in the payload; left out: from the topic"
+    )
+    alert_budget: Annotated[
+        float, Text("budget", values.BUDGET, values.parse_budget, values.show_budget, (("off", 0.0),))
+    ] = Field(
+        default=_PROFILE.alert_budget, description="false alarms allowed per device; off: no alerts from forecasts"
+    )
+    threshold: Number | None = Field(
+        default=_PROFILE.threshold, gt=0, description="surprise that raises an alert; left out: from alert_budget"
+    )
+    silence_after: Annotated[
+        float | None,
+        Text(
+            "duration",
+            values.DURATION,
+            values.parse_positive_duration,
+            values.show_duration,
+            (("auto", None), ("off", 0.0)),
+        ),
+    ] = Field(
+        default=_PROFILE.silence_after,
+        description="time without a reading that raises an alert; auto: 10 usual intervals, at least 5m",
+    )
+    max_gap: Annotated[
+        float | None,
+        Text("duration", values.DURATION, values.parse_positive_duration, values.show_duration, (("auto", None),)),
+    ] = Field(
+        default=_PROFILE.max_gap,
+        description="gap between two readings that resets the state and raises an alert; "
+        "auto: 64 usual intervals, without an alert",
+    )
+    stuck_after: Annotated[
+        int | None,
+        Text("ticks", "a number of ticks of at least 2", _stuck_after, words=(("auto", None), ("off", 0))),
+    ] = Field(
+        default=_PROFILE.stuck_after,
+        description="ticks of one unchanging value that raise an alert; auto: from the longest run learned",
+    )
+    align_window: Annotated[
+        float | None,
+        Text("duration", values.DURATION, values.parse_duration, values.show_duration, (("auto", None),)),
+    ] = Field(
+        default=None,
+        description="event time in which messages of one device become one tick; auto: 1s with {channel}, else 0s",
+    )
+    max_devices: Whole = Field(default=_PROFILE.max_devices, ge=1, description="devices; readings of more are refused")
+    max_channels: Whole = Field(
+        default=_PROFILE.max_channels, ge=1, le=1024, description="channels that auto learns at most"
+    )
+    device_ttl: Duration = Field(
+        default=_PROFILE.device_ttl, description="time unheard after which a device is forgotten"
+    )
+    min_ticks: Whole = Field(default=_PROFILE.min_ticks, ge=1, description="anomalous ticks before an alert fires")
+    quiet_ticks: Whole = Field(default=_PROFILE.quiet_ticks, ge=1, description="quiet ticks before an alert resolves")
+    learn: Literal["online", "once", "never"] = Field(
+        default=_PROFILE.learn,
+        description="online: retrain as readings come; once: train once; never: use `sentinel train`",
+    )
+    learn_after: Whole = Field(
+        default=_PROFILE.learn_after, ge=1, description="ticks per device before the first training"
+    )
+    model: ModelSettings = Field(default=ModelSettings(), description="shape of the forecaster")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = values.wildcards(self.topic)
+        problems = []
+        if names == ("channel",) and self.device is None:
+            problems.append(
+                f'topic = "{self.topic}" names no device: add a wildcard such as {{device}}, '
+                'or device = { path = "…" } for an id in the payload'
+            )
+        of_channels = [channel.name for channel in self.channels or ()]
+        if twice := sorted({name for name in of_channels if of_channels.count(name) > 1}):
+            problems.append(f'channels must have distinct names: "{twice[0]}" is there twice')
+        if len(of_channels) > self.max_channels:
+            problems.append(f"channels must be at most max_channels = {self.max_channels}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def spec(self, name: str) -> ProfileSpec:
+        """What the stream knows of this profile."""
+        named_by_topic = "channel" in values.wildcards(self.topic)
+        window = self.align_window
+        if window is None:
+            window = _ONE_PER_TOPIC_WINDOW if named_by_topic else 0.0
+        return ProfileSpec(
+            name=name,
+            topic=self.topic,
+            channels=None
+            if self.channels is None
+            else tuple(channel.channel(named_by_topic=named_by_topic) for channel in self.channels),
+            time=None if self.time is None else EventTime(self.time.path, self.time.unit),
+            device_path=() if self.device is None else self.device.path,
+            alert_budget=self.alert_budget,
+            threshold=self.threshold,
+            silence_after=self.silence_after,
+            max_gap=self.max_gap,
+            stuck_after=self.stuck_after,
+            align_window=window,
+            max_devices=self.max_devices,
+            max_channels=self.max_channels,
+            device_ttl=self.device_ttl,
+            min_ticks=self.min_ticks,
+            quiet_ticks=self.quiet_ticks,
+            learn=self.learn,
+            learn_after=self.learn_after,
+            model=ModelSpec(**self.model.model_dump()),
+        )
+
+
+class Settings(BaseSettings):
+    """The whole resolved configuration; `load_settings` makes it."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        env_prefix="SENTINEL_",
+        env_nested_delimiter="__",
+    )
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="where the model runs; auto: cuda if there"
+    )
+    mqtt: MqttSettings = Field(default=MqttSettings(), description="the broker")
+    http: HttpSettings = Field(default=HttpSettings(), description="metrics and health")
+    store: StoreSettings = Field(default=StoreSettings(), description="what outlives the process")
+    profiles: dict[str, ProfileSettings] = Field(default={}, description="classes of like devices")
+
+    _origins: dict[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load_settings` has merged, so that each value has one known origin."""
+        return (init_settings,)
+
+    def origin(self, *key: str | int) -> str:
+        """Where the value at `key` came from: "FILE:LINE", the variable's name, "command line" or "default"."""
+        return self._origins.get(key, "default")
+
+    def specs(self) -> tuple[ProfileSpec, ...]:
+        """One spec a profile, in the order of the file.
+
+        Raises:
+            ConfigError: there is no profile.
+        """
+        if not self.profiles:
+            raise ConfigError(
+                [
+                    "no profile: nothing to watch. Give --config FILE with a table [profiles.NAME] that has a topic, "
+                    "or --broker and --topic"
+                ]
+            )
+        return tuple(profile.spec(name) for name, profile in self.profiles.items())
+
+    def warnings(self, dt: float | None = None) -> list[str]:
+        """What is allowed but hardly meant, one sentence each. `dt`: seconds between a device's ticks, if known."""
+        found = []
+        mqtt = self.mqtt
+        if mqtt.tls and mqtt.tls.key and not mqtt.tls.cert:
+            found.append("mqtt.tls.key has no effect without mqtt.tls.cert")
+        if mqtt.tls and mqtt.port == 1883:
+            found.append("mqtt.port = 1883 with TLS: brokers usually expect TLS on 8883")
+        if mqtt.username and mqtt.password_file is None:
+            found.append("mqtt.username without mqtt.password_file: no password will be sent")
+        if mqtt.qos == 0 and self.store.durability == "journal":
+            found.append("mqtt.qos = 0: the broker may lose readings before they reach the journal")
+        if not self.profiles:
+            found.append("no profile: nothing to watch; add a table [profiles.NAME] with a topic")
+        for name, profile in self.profiles.items():
+            key = f"profiles.{name}"
+            if profile.threshold is not None and profile.alert_budget == 0:
+                found.append(f'{key}.threshold has no effect with alert_budget = "off"')
+            ticks = 1 / (profile.alert_budget * dt) if dt and profile.alert_budget else None
+            if ticks is not None and ticks < _LEAST_TICKS_PER_ALERT and profile.threshold is None:
+                found.append(
+                    f'{key}.alert_budget = "{values.show_budget(profile.alert_budget)}" is one alert in {ticks:.0f} '
+                    f"ticks of {values.show_duration(dt or 0)}: below {_LEAST_TICKS_PER_ALERT}, single alerts "
+                    "cannot be told apart; choose a smaller budget"
+                )
+        return found

@@ -1,0 +1,226 @@
+"""The learning process: reads the journal, learns a profile, catches up with what came meanwhile, saves, ends.
+
+Runs at the lowest priority with one thread, and ends when its parent does, however that ends. Started by the service
+with a `Job` as JSON on standard input; writes one JSON object a line to standard output:
+{"stage": …, "share": …} while it works, then {"version": …} or {"kept": …, "reason": …}.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sentinel.adapters.models import load_model, model_path, save_model
+from sentinel.adapters.store import JournalReader, open_reader
+from sentinel.errors import ModelError, SentinelError
+from sentinel.model import archive
+from sentinel.model.learn import Learned, learn
+from sentinel.model.score import Detector
+from sentinel.records import Channel, EventTime, Ints, ModelSpec, ProfileSpec, Readings
+from sentinel.stream.align import Batch
+from sentinel.stream.pipeline import ProfileStream, series_of
+
+NICE = 19
+MOST_READINGS = 2_000_000  # newest readings that one training takes from the journal
+BETTER_BY = 0.01  # nats a value: a challenger must gain so much on held-out ticks
+CATCH_UPS = 8
+_ROWS = "devices.rows"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to learn.
+
+    Attributes:
+        store: directory of the store.
+        seed: of all randomness.
+        champion: version to beat; None: there is none yet.
+    """
+
+    store: str
+    spec: ProfileSpec
+    seed: int
+    champion: str | None
+
+    def dump(self) -> str:
+        """As JSON."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def load(text: str) -> "Job":
+        """Undo `dump`."""
+        raw = json.loads(text)
+        spec = raw["spec"]
+        channels = spec["channels"]
+        spec["channels"] = channels and tuple(Channel(**(c | {"path": tuple(c["path"])})) for c in channels)
+        if spec["time"]:
+            spec["time"] = EventTime(tuple(spec["time"]["path"]), spec["time"]["unit"])
+        spec["device_path"] = tuple(spec["device_path"])
+        spec["model"] = ModelSpec(**(spec["model"] | {"horizons": tuple(spec["model"]["horizons"])}))
+        return Job(raw["store"], ProfileSpec(**spec), raw["seed"], raw["champion"])
+
+
+def run(job: Job, tell: "Tell") -> dict[str, Any]:
+    """Learn, catch up, save.
+
+    Returns:
+        {"version", "position", "trained"} or, where the champion stays, {"kept", "reason"}.
+    """
+    models = Path(job.store) / "models"
+    with open_reader(Path(job.store)) as journal:
+        stream = ProfileStream(job.spec)
+        stream.keep_ticks = True
+        count = journal.readings_count(job.spec.name)
+        position, batches = _read(journal, stream, 0, max(count - MOST_READINGS, 0))
+        series = series_of(batches, stream.table.ids, len(stream.channels))
+        champion = load(models, job.spec.name, job.champion)[0] if job.champion else None
+        given = {channel.name: channel for channel in stream.spec.channels or ()}
+        learned = learn(
+            series,
+            [given.get(name, Channel(name)) for name in stream.channels],
+            job.spec.model,
+            seed=job.seed,
+            declared=False,
+            start=champion.forecaster.weights if champion is not None else None,
+            progress=tell,
+        )
+        before, after = learned.losses
+        if champion is not None and not after < before - BETTER_BY:
+            return {"kept": job.champion, "reason": f"loss {after:.3f} after, {before:.3f} before"}
+        adopt(stream, learned)
+        stream.keep_ticks = False
+        for attempt in range(CATCH_UPS):
+            tell("catching up", attempt / CATCH_UPS)
+            began = position
+            position, _ = _read(journal, stream, position, 0)
+            if position - began < 4:
+                break
+        version = save(models, stream, learned.detector, position)
+        return {"version": version, "position": position, "ticks": sum(len(s) for s in series), "loss": after}
+
+
+def adopt(stream: ProfileStream, learned: Learned) -> None:
+    """Let a stream run what was learned, each device with its memory."""
+    stream.adopt(learned.detector, learned.devices, learned.memory)
+
+
+def save(models: Path, stream: ProfileStream, detector: Detector, position: int) -> str:
+    """Write a detector with the stream's devices as of a journal position; returns the version."""
+    slots = np.array(list(stream.table), dtype=np.int64)
+    tensors, manifest = archive.pack(detector)
+    rows = stream.rows(slots)
+    tensors[_ROWS] = torch.from_numpy(np.frombuffer(b"".join(rows), dtype=np.uint8).copy().reshape(len(rows), -1))
+    export = stream.export()
+    manifest |= {
+        "profile": stream.spec.name,
+        "position": position,
+        "trained": time.time(),
+        "devices": [stream.table.ids[slot] for slot in slots],
+        "table_channels": export["channels"],
+        "pending": export["pending"],
+    }
+    return save_model(models, stream.spec.name, tensors, manifest)
+
+
+def load(models: Path, profile: str, version: str) -> tuple[Detector, dict[str, Any], dict[str, torch.Tensor]]:
+    """Detector, manifest and tensors of a saved model.
+
+    Raises:
+        ModelError: it is missing, damaged, or not of this release.
+    """
+    tensors, manifest = load_model(model_path(models, profile, version))
+    return archive.unpack(tensors, manifest), manifest, tensors
+
+
+def shadow(spec: ProfileSpec, detector: Detector, manifest: dict[str, Any], tensors: dict[str, torch.Tensor]) -> ProfileStream:
+    """A stream as it was when the model was saved, to be brought up to date and taken over from."""
+    stream = ProfileStream(spec)
+    rows = tensors.get(_ROWS)
+    blobs = [row.numpy().tobytes() for row in rows] if rows is not None else []
+    data = {
+        "channels": manifest["table_channels"],
+        "pending": manifest["pending"] if stream.aligner is not None else [],
+        "alerts": {"open": {}, "started": {}, "recent": []},
+    }
+    try:
+        stream.restore(data, detector, zip(manifest["devices"], blobs, strict=True))
+    except ValueError as error:
+        msg = f"model {detector.version}: devices do not fit: {error}; train anew"
+        raise ModelError(msg) from None
+    return stream
+
+
+def take_over(live: ProfileStream, ready: ProfileStream) -> None:
+    """Promote: `live` runs the detector of `ready`, each device with the memory it has there."""
+    if ready.detector is None or ready.slabs is None:
+        return
+    slots: Ints = np.array(list(ready.table), dtype=np.int64)
+    live.adopt(ready.detector, [ready.table.ids[slot] for slot in slots], ready.slabs.take(torch.from_numpy(slots)))
+
+
+def _read(journal: JournalReader, stream: ProfileStream, after: int, skip: int) -> tuple[int, list[Batch]]:
+    """Absorb a profile's readings after a position, but for the oldest `skip`; the new position, and their ticks."""
+    batches: list[Batch] = []
+    upto = journal.last()
+    for turn in journal.read(after, upto, stream.spec.name):
+        for entry in turn.entries:
+            if isinstance(entry, Readings):
+                skip -= len(entry)
+                if skip < 0:
+                    outcome, _ = stream.absorb(entry, turn.now)
+                    batches += [ticks.batch for ticks in outcome.ticks]
+    return upto, batches
+
+
+class Tell:
+    """Writes progress to standard output, at most ten times a second."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __call__(self, stage: str, share: float) -> None:
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + 0.1
+            say({"stage": stage, "share": round(share, 3)})
+
+
+def say(line: dict[str, Any]) -> None:
+    """One line of the protocol."""
+    print(json.dumps(line), flush=True)  # noqa: T201 - standard output is the protocol
+
+
+def die_with_parent() -> None:
+    """Be killed when the parent ends, kill -9 of it included (Linux)."""
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Entry point of the process."""
+    die_with_parent()
+    os.nice(NICE)
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    try:
+        say(run(Job.load(sys.stdin.read()), Tell()))
+    except (SentinelError, ValueError) as error:
+        say({"failed": str(error)})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import threading
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from sentinel.adapters.http import HttpServer
+from sentinel.adapters.metrics import CATALOGUE, STAGES, VALUE_DROPS, DeviceSeries, Metrics
+from sentinel.records import ALERT_KINDS, FATES
+from tests.servers import (
+    DASHBOARD,
+    DEPLOY,
+    RULES,
+    Prometheus,
+    Query,
+    binary,
+    dashboard_queries,
+    free_port,
+    operands,
+    rule_queries,
+)
+
+UNIT = DEPLOY / "systemd" / "sentinel.service"
+DOCKER = DEPLOY / "docker"
+
+
+def succeeds(*command: str | Path, cwd: Path | None = None) -> str:
+    """Run a program to its end; its output is the failure's message."""
+    result = subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+def directives(unit: Path) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line in unit.read_text(encoding="utf-8").splitlines():
+        if line and line[0] not in "#[":
+            key, _, value = line.partition("=")
+            found.setdefault(key, []).append(value)
+    return found
+
+
+class TestSystemdUnit:
+    def test_verifies_where_its_program_exists(self, tmp_path: Path) -> None:
+        text = UNIT.read_text(encoding="utf-8")
+        copy = tmp_path / UNIT.name
+        copy.write_text(text.replace("ExecStart=/usr/bin/sentinel", f"ExecStart={binary('true')}"), encoding="utf-8")
+        assert succeeds(binary("systemd-analyze"), "verify", "--man=no", copy) == ""
+
+    def test_exposure_is_below_2(self) -> None:
+        output = succeeds(binary("systemd-analyze"), "security", "--offline=true", "--no-pager", UNIT)
+        exposure = re.search(r"Overall exposure level for \S+: ([\d.]+)", output)
+        assert exposure is not None, output
+        assert float(exposure[1]) < 2
+
+    def test_leaves_out_what_breaks_torch_and_says_so(self) -> None:
+        assert "MemoryDenyWriteExecute" not in directives(UNIT)
+        assert re.search(r"^# MemoryDenyWriteExecute= .*torch", UNIT.read_text(encoding="utf-8"), re.MULTILINE)
+
+    def test_is_told_ready_watched_reloaded_and_restarted(self) -> None:
+        unit = directives(UNIT)
+        assert unit["Type"] == ["notify"]
+        assert int(unit["WatchdogSec"][0]) > 0
+        assert unit["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
+        assert unit["Restart"] == ["on-failure"]
+        assert unit["DynamicUser"] == ["yes"]
+        assert unit["StateDirectory"] == ["sentinel"]
+        assert unit["LoadCredential"][0].startswith("mqtt_password:")
+
+
+class TestPrometheusFiles:
+    def test_config_is_valid(self) -> None:
+        succeeds(binary("promtool"), "check", "config", DEPLOY / "prometheus" / "prometheus.yml")
+
+    def test_config_of_the_containers_is_valid(self, tmp_path: Path) -> None:
+        for file in (DOCKER / "prometheus.yml", RULES):
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+        succeeds(binary("promtool"), "check", "config", tmp_path / "prometheus.yml")
+
+    def test_rules_are_valid(self) -> None:
+        succeeds(binary("promtool"), "check", "rules", RULES)
+
+    def test_rules_fire_when_they_should_and_not_else(self) -> None:
+        succeeds(binary("promtool"), "test", "rules", "sentinel.rules.test.yml", cwd=RULES.parent)
+
+    def test_every_rule_is_unit_tested(self) -> None:
+        tests = RULES.with_name("sentinel.rules.test.yml").read_text(encoding="utf-8")
+        for name in re.findall(r"- alert: (\w+)", RULES.read_text(encoding="utf-8")):
+            assert re.search(rf"\b{name}\b|SentinelBroker\.\*", tests), name
+
+
+class TestDashboard:
+    @pytest.fixture
+    def panels(self) -> list[dict[str, Any]]:
+        dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+        return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+
+    def test_every_panel_has_title_unit_and_description(self, panels: list[dict[str, Any]]) -> None:
+        for panel in panels:
+            assert panel["title"], panel
+            assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+            assert panel["description"].endswith("."), panel["title"]
+            assert panel["datasource"]["uid"] == "${datasource}", panel["title"]
+
+    def test_every_curve_has_a_legend(self, panels: list[dict[str, Any]]) -> None:
+        for panel in panels:
+            if panel["type"] in ("timeseries", "bargauge"):
+                legends = [target["legendFormat"] for target in panel["targets"]]
+                assert all(legends), panel["title"]
+                assert len(set(legends)) == len(legends), panel["title"]
+
+    def test_panels_do_not_overlap_nor_share_an_id(self, panels: list[dict[str, Any]]) -> None:
+        cells = [
+            (x, y)
+            for grid in (panel["gridPos"] for panel in panels)
+            for x in range(grid["x"], grid["x"] + grid["w"])
+            for y in range(grid["y"], grid["y"] + grid["h"])
+        ]
+        assert len(cells) == len(set(cells))
+        assert max(x for x, _ in cells) < 24
+        assert len({panel["id"] for panel in panels}) == len(panels)
+
+    def test_every_metric_of_ours_in_dashboard_and_rules_is_in_the_catalogue(self) -> None:
+        known = {metric.name for metric in CATALOGUE}
+        known |= {f"{metric.name}_{part}" for metric in CATALOGUE for part in ("bucket", "sum", "count")}
+        for file in (DASHBOARD, RULES):
+            used = set(re.findall(r"\bsentinel_[a-z_]+\b", file.read_text(encoding="utf-8")))
+            assert used <= known, file
+            assert len(used) > 10
+
+    def test_every_metric_of_the_catalogue_is_drawn(self) -> None:
+        text = DASHBOARD.read_text(encoding="utf-8")
+        assert [metric.name for metric in CATALOGUE if metric.name not in text] == []
+
+    def test_every_rule_has_its_section_in_the_runbook(self) -> None:
+        text = RULES.read_text(encoding="utf-8")
+        names = re.findall(r"- alert: (\w+)", text)
+        assert re.findall(r"runbook_url: deploy/prometheus/runbook\.md#(\w+)", text) == [name.lower() for name in names]
+        runbook = (RULES.parent / "runbook.md").read_text(encoding="utf-8")
+        assert re.findall(r"^## (\w+)$", runbook, re.MULTILINE) == names
+
+
+def feed(metrics: Metrics, registry_time: float) -> None:
+    """One busy second of a plausible daemon with every kind of trouble."""
+    metrics.messages(dict.fromkeys(FATES, 3))
+    metrics.broker_connected(True)
+    metrics.broker_reconnected()
+    metrics.publishes_dropped(1)
+    metrics.dead_letters(sent=1, suppressed=2)
+    metrics.ingest_lag(0.4)
+    metrics.journal(size=1 << 20, committed=registry_time)
+    metrics.snapshot(completed=registry_time - 20)
+    metrics.snapshot_failed()
+    metrics.turn(0.01, readings=40)
+    metrics.publish_to_alert([0.002, 0.004])
+    for stage in STAGES:
+        metrics.observe(stage, 0.002)
+    for profile in ("pump", "room"):
+        metrics.readings(profile, dict.fromkeys(FATES, 2))
+        metrics.values_dropped(profile, dict.fromkeys(VALUE_DROPS, 1))
+        metrics.unknown_channels(profile, 1)
+        metrics.ticks(profile, 40)
+        metrics.alert_budget(profile, 1 / 604800)
+        metrics.devices(profile, {"scoring": 30, "learning": 5, "silent": 2})
+        metrics.learning(profile, 0.6)
+        metrics.model(profile, "3f2a", "lstm", trained=registry_time - 3600)
+        metrics.state_saturation(profile, 0.01)
+        metrics.alerts_firing(profile, {"prediction": 2, "range": 1})
+        for kind in ALERT_KINDS:
+            metrics.anomalies(profile, kind, 2)
+            metrics.alerts_started(profile, kind)
+    last_seen = np.full(3, registry_time)
+    pumps = DeviceSeries(["north/p1", "north/p2", "p3"], np.array([0.4, 1.7, np.nan]), np.arange(3) == 1, last_seen)
+    metrics.set_devices({"pump": pumps})
+
+
+@pytest.fixture(scope="module")
+def prometheus() -> Iterator[Prometheus]:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, ["pump", "room"], max_device_series=100)
+    server = HttpServer("127.0.0.1", 0, registry, lambda: (True, []), lambda: (True, []))
+    server.start()
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.wait(0.2):
+            feed(metrics, time.time())
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        with Prometheus([f"127.0.0.1:{server.port}"], rules=[RULES]) as prometheus:
+            yield prometheus
+    finally:
+        done.set()
+        worker.join()
+        server.stop()
+
+
+class TestRealPrometheus:
+    def test_scrapes_without_complaint(self, prometheus: Prometheus) -> None:
+        assert prometheus.without_data([Query("", "up")]) == []
+        assert [(target["health"], target["lastError"]) for target in prometheus.targets()] == [("up", "")]
+
+    def test_every_query_of_the_dashboard_returns_data(self, prometheus: Prometheus) -> None:
+        queries = dashboard_queries()
+        assert len(queries) > 40
+        assert prometheus.without_data(queries) == []
+
+    def test_every_operand_of_the_rules_returns_data(self, prometheus: Prometheus) -> None:
+        queries = rule_queries(prometheus)
+        assert len(queries) > 15
+        assert prometheus.without_data(queries) == []
+        assert [rule["lastError"] for rule in prometheus.rules() if rule["health"] == "err"] == []
+
+    def test_a_query_without_data_is_found(self, prometheus: Prometheus) -> None:
+        missing = [query for query in dashboard_queries({"device": "nobody"}) if "nobody" in query.expr]
+        assert len(missing) == 3
+        assert prometheus.without_data(missing, timeout=1) == missing
+
+
+class TestQueries:
+    @pytest.mark.parametrize(
+        ("expr", "expected"),
+        [
+            ("a > 1", ["a"]),
+            ('up{job="x"} == 0 or absent(up{job="x"})', ['up{job="x"}', 'up{job="x"}']),
+            ('rate(a{b!~"c > d"}[5m]) / (sum(b) > 0) >= 0.5', ['rate(a{b!~"c > d"}[5m]) / (sum(b) > 0)']),
+            ("a unless on (job) b == 1e3 and ignoring (x, y) (c < d)", ["a", "b", "c", "d"]),
+            ("android_orders > bool 0", ["android_orders"]),
+        ],
+    )
+    def test_rules_are_cut_into_what_they_compare(self, expr: str, expected: list[str]) -> None:
+        assert operands(expr) == expected
+
+
+class TestContainers:
+    def test_the_simulated_fleet_is_what_the_config_describes(self) -> None:
+        simulate = pytest.importorskip("sentinel.simulate")
+        with (DOCKER / "sentinel.toml").open("rb") as file:
+            profile = tomllib.load(file)["profiles"]["pump"]
+        assert profile["topic"] == simulate.PUMP.template
+        assert [(channel["name"], channel["unit"]) for channel in profile["channels"]] == [
+            (quantity.name, quantity.unit) for quantity in simulate.PUMP.quantities
+        ]
+
+    def test_the_broker_takes_its_config_and_keeps_what_waits(self, tmp_path: Path) -> None:
+        text = (DOCKER / "mosquitto.conf").read_text(encoding="utf-8")
+        assert re.search(r"^max_queued_messages 0$", text, re.MULTILINE)
+        assert re.search(r"^persistence true$", text, re.MULTILINE)
+        port = free_port()
+        text = text.replace("listener 1883", f"listener {port} 127.0.0.1").replace("/mosquitto/data/", f"{tmp_path}/")
+        config = tmp_path / "mosquitto.conf"
+        config.write_text(text, encoding="utf-8")
+        tmp_path.chmod(0o777)
+        with subprocess.Popen(
+            [binary("mosquitto"), "-c", config], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as broker:
+            try:
+                version = [binary("mosquitto_sub"), "-p", str(port), "-t", "$SYS/broker/version", "-C", "1", "-W", "2"]
+                deadline = time.monotonic() + 10
+                while subprocess.run(version, capture_output=True, check=False).returncode != 0:
+                    assert broker.poll() is None
+                    assert time.monotonic() < deadline
+                    time.sleep(0.1)
+            finally:
+                broker.terminate()
+
+    def test_every_file_that_compose_mounts_exists(self) -> None:
+        mounts = re.findall(r"- (\.\.?/[^:]+):", (DOCKER / "compose.yaml").read_text(encoding="utf-8"))
+        assert len(mounts) >= 5
+        assert [mount for mount in mounts if not (DOCKER / mount).exists()] == []
+
+    def test_images_are_pinned_to_a_version(self) -> None:
+        for file in ("compose.yaml", "Dockerfile"):
+            text = (DOCKER / file).read_text(encoding="utf-8")
+            for image in re.findall(r"(?:image: |FROM )(\S+)", text):
+                assert image == "sentinel" or re.search(r":v?\d", image), image
+
+    def test_compose_is_well_formed(self) -> None:
+        yaml = pytest.importorskip("yaml", reason="needs PyYAML")
+        compose = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))
+        services = compose["services"]
+        assert {"mosquitto", "sentinel", "simulate", "prometheus", "grafana"} == set(services)
+        for name, service in services.items():
+            assert set(service.get("depends_on", {})) <= set(services), name
+            named = [mount.split(":")[0] for mount in service.get("volumes", []) if mount[0] not in "./"]
+            assert set(named) <= set(compose["volumes"]), name
+            assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+        assert services["sentinel"]["read_only"] is True
+
+    def test_provisioned_files_are_well_formed_and_meet(self) -> None:
+        yaml = pytest.importorskip("yaml", reason="needs PyYAML")
+        provisioning = DEPLOY / "grafana" / "provisioning"
+        (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())["datasources"]
+        (provider,) = yaml.safe_load((provisioning / "dashboards" / "sentinel.yaml").read_text())["providers"]
+        assert (source["type"], source["url"], source["isDefault"]) == ("prometheus", "http://prometheus:9090", True)
+        assert f"{provider['options']['path']}/sentinel.json" in (DOCKER / "compose.yaml").read_text()

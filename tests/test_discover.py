@@ -1,0 +1,268 @@
+"""From a broker's traffic to a configuration that fits it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sentinel.commands._proposal import propose
+from sentinel.commands._publisher import Publisher
+from sentinel.commands.discover import discover
+from sentinel.commands.simulate import publish_fleets
+from sentinel.errors import DataError, Unavailable
+from sentinel.records import Message
+from sentinel.settings import MqttSettings, Settings, load_settings
+from sentinel.simulate import PUMP, ROOM, Fleet
+from sentinel.stream.decode.decoder import Decoder
+from tests.brokers import Mosquitto, free_port, plain_client
+
+NOW = 1_780_000_000.0
+
+
+def message(topic: str, payload: object, received: float = NOW) -> Message:
+    body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+    return Message(topic, body, received=received)
+
+
+def series(topics: Iterable[str], *payloads: object) -> list[Message]:
+    return [message(topic, payload, NOW + at) for at, payload in enumerate(payloads) for topic in topics]
+
+
+def load(text: str, tmp_path: Path) -> Settings:
+    """The configuration as the daemon reads it."""
+    path = tmp_path / "sentinel.toml"
+    path.write_text(text, encoding="utf-8")
+    settings = load_settings(path)
+    settings.specs()
+    return settings
+
+
+def profiles(samples: list[Message]) -> dict[str, Any]:
+    found: dict[str, Any] = tomllib.loads(propose(samples))["profiles"]
+    return found
+
+
+def one(samples: list[Message]) -> dict[str, Any]:
+    (profile,) = profiles(samples).values()
+    assert isinstance(profile, dict)
+    return profile
+
+
+class TestTopics:
+    def test_the_level_that_varies_is_the_device(self) -> None:
+        samples = series([f"plant/pump-{n}/telemetry" for n in range(3)], {"a": 1.5})
+        assert profiles(samples)["pump"]["topic"] == "plant/{device}/telemetry"
+
+    def test_of_several_levels_that_vary_the_one_with_most_names_is_the_device(self) -> None:
+        samples = series([f"plant/{site}/p{n}/telemetry" for site in "ab" for n in range(4)], {"a": 1.5})
+        assert one(samples)["topic"] == "plant/{site}/{device}/telemetry"
+
+    def test_bare_numbers_under_words_are_channels(self) -> None:
+        samples = series([f"home/{room}/{c}" for room in ("bath", "hall") for c in ("temperature", "co2")], 21, 22)
+        assert one(samples) == {"topic": "home/{device}/{channel}", "channels": "auto"}
+
+    def test_the_channel_may_stand_before_the_device(self) -> None:
+        samples = series([f"home/{c}/{room}" for room in ("bath", "hall") for c in ("temperature", "co2")], 21, 22)
+        assert one(samples)["topic"] == "home/{channel}/{device}"
+
+    def test_bare_numbers_of_numbered_devices_are_one_channel_each(self) -> None:
+        assert one(series(["sensors/s1", "sensors/s2"], 21.5, 22)) == {"topic": "sensors/{device}", "channels": "auto"}
+
+    def test_one_value_objects_are_read_like_bare_numbers(self) -> None:
+        samples = series([f"home/r{n}/{c}" for n in (1, 2) for c in ("temp", "hum")], {"value": 1.5, "unit": "x"})
+        assert one(samples)["topic"] == "home/{device}/{channel}"
+
+    def test_a_lone_device_is_guessed_by_its_number(self) -> None:
+        assert one(series(["plant/pump7/telemetry"], {"a": 1.5}))["topic"] == "plant/{device}/telemetry"
+
+    def test_a_topic_for_all_devices_takes_them_from_the_payload(self) -> None:
+        samples = [message("ingest", {"device_id": f"m{n % 3}", "a": n / 7}) for n in range(9)]
+        profile = one(samples)
+        assert (profile["topic"], profile["device"]) == ("ingest", {"path": "device_id"})
+
+    def test_payloads_of_different_keys_are_different_profiles(self) -> None:
+        samples = series(["plant/p1/telemetry", "plant/p2/telemetry"], {"a": 1.5, "b": 2.5})
+        samples += series(["plant/p1/health", "plant/p2/health"], {"disk": 1.5})
+        assert {p["topic"] for p in profiles(samples).values()} == {"plant/{device}/telemetry", "plant/{device}/health"}
+
+    def test_profiles_that_would_overlap_become_one(self) -> None:
+        samples = series(["zigbee/door", "zigbee/gate"], {"battery": 90.5, "angle": 1.5})
+        samples += series(["zigbee/lamp", "zigbee/strip"], {"brightness": 3.5})
+        profile = one(samples)
+        assert profile["topic"] == "zigbee/{device}"
+        assert {channel["name"] for channel in profile["channels"]} == {"battery", "angle", "brightness"}
+
+    def test_what_overlaps_in_another_kind_is_left_out_and_said(self) -> None:
+        samples = series([f"home/r{n}/{c}" for n in (1, 2) for c in ("temp", "hum")], 21, 22)
+        samples += series(["home/r1/state", "home/r2/state"], {"uptime_min": 1.5, "signal": 2.5})
+        assert len(profiles(samples)) == 1
+        assert "left out: home/{device}/state" in propose(samples)
+
+    @pytest.mark.parametrize("topic", ["sentinel/alerts/pump/a", "sentinel/status", "$SYS/broker/uptime"])
+    def test_its_own_and_the_brokers_topics_are_no_traffic(self, topic: str) -> None:
+        with pytest.raises(DataError, match="no readings"):
+            propose(series([topic], {"score": 1.5}))
+
+
+class TestPayloads:
+    @pytest.mark.parametrize(
+        ("value", "unit"),
+        [
+            (NOW, "s"),
+            (int(NOW), "s"),
+            (int(NOW * 1e3), "ms"),
+            (int(NOW * 1e6), "us"),
+            (int(NOW * 1e9), "ns"),
+            ("2026-05-28T20:26:40Z", "iso8601"),
+            ("2026-05-28 20:26:40", "iso8601"),
+        ],
+    )
+    def test_a_time_is_known_by_name_and_size(self, value: object, unit: str) -> None:
+        samples = series(["d/1/x", "d/2/x"], {"ts": value, "a": 1.5})
+        assert one(samples)["time"] == {"path": "ts", "unit": unit}
+        assert [channel["name"] for channel in one(samples)["channels"]] == ["a"]
+
+    def test_a_time_may_lie_deep_and_have_any_name_if_it_is_now(self) -> None:
+        samples = series(["d/1/x", "d/2/x"], {"meta": {"x": NOW}, "a": 1.5})
+        assert one(samples)["time"] == {"path": "meta.x", "unit": "s"}
+
+    @pytest.mark.parametrize("leaf", [{"t": 21.5}, {"time_to_close": 4.5}, {"ts": None}, {"date": "tomorrow"}])
+    def test_what_is_only_named_like_a_time_is_none(self, leaf: dict[str, object]) -> None:
+        assert "time" not in one(series(["d/1/x", "d/2/x"], {"a": 1.5, **leaf}))
+
+    def test_a_time_that_most_payloads_lack_is_none(self) -> None:
+        samples = series(["d/1/x", "d/2/x"], {"a": 1.5, "ts": NOW}, {"a": 2.5}, {"a": 3.5})
+        assert "time" not in one(samples)
+
+    def test_channels_are_the_numeric_leaves_with_their_paths(self) -> None:
+        payload = {"p": 1.5, "flow": {"value": 2, "unit": "m3/h"}, "on": True, "name": "x", "list": [1], "none": None}
+        channels = one(series(["d/1/x", "d/2/x"], payload))["channels"]
+        assert channels == [{"name": "p", "path": "p"}, {"name": "flow", "path": "flow.value"}]
+
+    def test_leaves_of_one_name_get_longer_names(self) -> None:
+        channels = one(series(["d/1/x", "d/2/x"], {"a": {"t": 1.5}, "b": {"t": 2.5}}))["channels"]
+        assert channels == [{"name": "t", "path": "a.t"}, {"name": "b_t", "path": "b.t"}]
+
+    def test_a_key_with_a_dot_is_a_path_of_one(self) -> None:
+        channels = one(series(["d/1/x", "d/2/x"], {"a.b": 1.5, 'quo"te\x7f\n': 2.5}))["channels"]
+        assert [channel["path"] for channel in channels] == [["a.b"], 'quo"te\x7f\n']
+
+    def test_arrays_of_readings_are_looked_into(self) -> None:
+        profile = one(series(["d/1/x", "d/2/x"], [{"a": 1.5, "ts": NOW}, {"a": 2.5, "ts": NOW + 1}]))
+        assert profile["time"]["path"] == "ts"
+        assert profile["channels"] == [{"name": "a", "path": "a"}]
+
+    def test_counters_are_commented_out(self) -> None:
+        samples = series(["d/1/x", "d/2/x"], *({"seq": n * 3, "k": n, "a": n / 7} for n in range(9)))
+        assert [channel["name"] for channel in one(samples)["channels"]] == ["a"]
+        assert '# { name = "k", path = "k" },  # a counter' in propose(samples)
+
+    def test_more_channels_than_allowed_are_commented_out(self, tmp_path: Path) -> None:
+        samples = series(["d/1/x", "d/2/x"], {f"c{n}": n / 7 for n in range(80)})
+        assert len(one(samples)["channels"]) == 64
+        load(propose(samples), tmp_path)
+
+    @pytest.mark.parametrize(
+        "payload", [b"", b"\xff\xfe", b"hello", b"NaN", b"[1, 2]", b'{"a": "1"}', b"true", b"[" * 5000, b"{}"]
+    )
+    def test_what_holds_no_reading_is_said_and_does_not_hinder(self, payload: bytes) -> None:
+        with pytest.raises(DataError):
+            propose([message("odd/1", payload)])
+        samples = series(["d/1/x", "d/2/x"], {"a": 1.5})
+        assert one([message("odd/1", payload), *samples])["topic"] == "d/{device}/x"
+
+
+LEVEL = st.text(st.characters(exclude_characters="/+#\0", exclude_categories=["Cs"]), max_size=6)
+LEAF = st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8) | st.just(NOW)
+PAYLOAD = st.recursive(
+    LEAF,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
+    max_leaves=8,
+).map(lambda value: json.dumps(value).encode())
+
+
+class TestWhateverComes:
+    @given(
+        samples=st.lists(
+            st.builds(
+                message,
+                st.lists(LEVEL, min_size=1, max_size=4).map("/".join).filter(bool),
+                PAYLOAD | st.binary(max_size=20),
+                st.just(NOW),
+            ),
+            max_size=12,
+        )
+    )
+    def test_the_proposal_is_a_configuration_that_the_daemon_takes(
+        self, samples: list[Message], tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        try:
+            text = propose(samples)
+        except DataError:
+            return
+        load(text, tmp_path_factory.mktemp("proposal"))
+
+    def test_it_reads_every_message_that_it_was_made_from(self, tmp_path: Path) -> None:
+        samples = series(
+            [f"plant/a/p{n}/telemetry" for n in range(3)], *({"ts": NOW + k, "x": {"y": k / 7}} for k in range(9))
+        )
+        samples += series(["home/bath/temp", "home/hall/temp", "home/hall/hum"], 21, 22.5)
+        samples += [message("ingest", {"id": f"m{n % 3}", "a": n / 7, "when": int(NOW * 1e3)}) for n in range(9)]
+        samples += series(["sensors/s1", "sensors/s2"], 3.5)
+        settings = load(propose(samples), tmp_path)
+        decoded = Decoder([(spec, [c.name for c in spec.channels or ()]) for spec in settings.specs()], "sentinel")
+        out = decoded.decode(samples)
+        assert out.refusals == []
+        assert sum(len(readings) for readings in out.readings) == len(samples)
+
+
+class TestAgainstMosquitto:
+    def test_a_minute_of_a_plants_traffic_gives_its_configuration(self, tmp_path: Path) -> None:
+        out = tmp_path / "found.toml"
+        with Mosquitto(tmp_path) as broker, plain_client(broker.port) as client:
+            client.publish("sentinel/status", b'{"version": 1}', retain=True)
+            with Publisher(MqttSettings(port=broker.port)) as publisher:
+                fleets = [Fleet(PUMP, 4, interval=0.1), Fleet(ROOM, 3, interval=0.1)]
+                thread = threading.Thread(
+                    target=publish_fleets, args=(publisher, fleets), kwargs={"seconds": 2.5, "start": NOW}
+                )
+                thread.start()
+                discover(broker=f"mqtt://127.0.0.1:{broker.port}", seconds=2.0, out=out)
+                thread.join()
+        settings = load_settings(out)
+        assert settings.mqtt.port == broker.port
+        pump, room = settings.profiles["pump"], settings.profiles["room"]
+        assert pump.topic == "plant/north/{device}/telemetry"
+        assert room.topic == "home/{device}/climate"
+        assert [channel.name for channel in pump.channels or ()] == list(PUMP.channels)
+        assert pump.time is not None
+        assert pump.time.path == ("ts",)
+        check = [sys.executable, "-m", "sentinel", "check-config", "--config", str(out)]
+        assert subprocess.run(check, capture_output=True, check=False, timeout=60).returncode == 0
+
+    def test_a_silent_broker_gives_no_configuration(self, tmp_path: Path) -> None:
+        with Mosquitto(tmp_path) as broker, pytest.raises(DataError, match="no readings in 0 messages"):
+            discover(broker=f"127.0.0.1:{broker.port}", seconds=0.5, out=None)
+
+    def test_a_broker_that_is_away_or_refuses_is_named(self, tmp_path: Path) -> None:
+        port = free_port()
+        with pytest.raises(Unavailable, match=f"no MQTT broker at 127.0.0.1:{port}"):
+            discover(broker=f"127.0.0.1:{port}", seconds=1.0, out=None)
+        users = tmp_path / "users"
+        users.write_text("")
+        options = ("allow_anonymous false", f"password_file {users}")
+        with (
+            Mosquitto(tmp_path, options=options) as broker,
+            pytest.raises(Unavailable, match="refuses: Not authorized"),
+        ):
+            discover(broker=f"127.0.0.1:{broker.port}", seconds=1.0, out=None)
