@@ -136,7 +136,9 @@ class Mosquitto:
 class PlainClient:
     """An ordinary client with a thread of its own: paho as most people use it."""
 
-    def __init__(self, port: int, *topics: str, qos: int = 1, setup: Callable[[paho.Client], None] | None = None) -> None:
+    def __init__(
+        self, port: int, *topics: str, qos: int = 1, setup: Callable[[paho.Client], None] | None = None
+    ) -> None:
         self.got: list[Delivery] = []
         self.arrived: list[float] = []
         self._subscribed = threading.Event()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -110,8 +111,9 @@ class HttpServer:
             )[0]
             return socket.create_server(address, family=family, backlog=128)
         except OSError as error:
+            reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
             raise SentinelError(
-                f"cannot serve HTTP on {self.host}:{self.port}: {error.strerror or error}; "
+                f"cannot serve HTTP on {self.host}:{self.port}: {reason}; "
                 "stop what uses the address, or set another [http] host or port (0: any free one)"
             ) from error
 

@@ -153,7 +153,7 @@ PUBLISH_TO_ALERT = Metric(
 INGEST_LAG = Metric(
     "gauge",
     "sentinel_ingest_lag_seconds",
-    "Event time behind now in the last turn that had readings; a replay's is large and no fault. "
+    "How far the newest event time of the last turn with readings is behind now; a replay's is large and no fault. "
     "Growing live: the broker's queue or the network holds readings up.",
 )
 STAGE = Metric(
@@ -414,7 +414,7 @@ class Metrics(Collector):
             self._histograms[PUBLISH_TO_ALERT].observe(value)
 
     def ingest_lag(self, seconds: float) -> None:
-        """Set event time behind now."""
+        """Set how far the newest event time of a turn is behind now."""
         self._gauges[INGEST_LAG].set(seconds)
 
     def observe(self, stage: Stage, seconds: float) -> None:

@@ -70,7 +70,7 @@ def publish_fleets(
     inject: Callable[[float], list[Fault]] | None = None,
     tell: Callable[[list[Fault]], None] = lambda _: None,
 ) -> None:
-    """Publish fleets of one interval tick by tick, each device at its place within the tick.
+    """Publish fleets of one interval tick by tick, each device at its place within the tick, none before its time.
 
     Event times run from `start` on by the interval, also where the broker is too slow to keep up with them.
     Blocks for `seconds` (None: for ever), then until all is acknowledged. Raises Unavailable.
@@ -86,13 +86,12 @@ def publish_fleets(
         due = begun_at + number * interval
         slices = max(1, min(len(messages), round(interval / _SLICE)))
         for part in range(slices):
-            publisher.sleep_until(due + part / slices * interval)
+            publisher.sleep_until(due + (part + 1) / slices * interval)
             publisher.publish(
                 (topic, payload)
                 for _, topic, payload in messages[part * len(messages) // slices : (part + 1) * len(messages) // slices]
             )
         number += 1
-    publisher.sleep_until(begun_at + number * interval)
     publisher.drain()
 
 

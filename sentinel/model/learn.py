@@ -180,10 +180,9 @@ class _Stack:
     @property
     def calendar(self) -> bool:
         """Whether the time of day can be learned: real dates (not row numbers), two days of them, several ticks a day."""
-        spans = [self.time[n - 1, i] - self.time[0, i] for i, n in enumerate(self.length)]
-        return (
-            bool(self.time[0].min() > 1e8) and max(spans) >= 2 * features.DAY and self.interval <= features.DAY / 4
-        )
+        longest = max(float(self.time[n - 1, i] - self.time[0, i]) for i, n in enumerate(self.length))
+        dated = bool(self.time[0].min() > 1e8)
+        return dated and longest >= 2 * features.DAY and self.interval <= features.DAY / 4
 
 
 HOLD_OUT_LIVE = 200  # ticks a device from which a quarter is held out, when learning live

@@ -171,7 +171,7 @@ class SnapshotWriter:
     def submit(self, position: int, now: float, meta: bytes, rows: Iterable[Row], deleted: Iterable[Key] = ()) -> bool:
         """Begin to write; never blocks. False: refused, one is in flight; keep the rows.
 
-        `rows` is read in the thread: give what nobody changes any more.
+        `rows` and `deleted` are read in the thread: give what nobody changes any more.
         """
         if self.busy:
             return False

@@ -48,6 +48,7 @@ class CsvFile:
         if not rows:
             raise DataError(f"{path} is empty; give a file with a header and rows")
         self.names, self._header = _names(rows)
+        self._header_lines = self._first_row_ends(lines) if self._header else 0
         body = rows[1:] if self._header else rows
         if not body:
             raise DataError(f"{path}:1: a header and no rows; give a file with rows")
@@ -63,9 +64,8 @@ class CsvFile:
         """
         form = np.dtype([(str(at), _dtype(at, numbers, texts)) for at in range(len(self.names))])
         with _open(self.path, self._encoding) as stream:
-            line = 1
-            if self._header:
-                line += len(_take(self.path, stream, 1))
+            _take(self.path, stream, self._header_lines, whole=False)
+            line = self._header_lines + 1
             while batch := _take(self.path, stream, CHUNK_ROWS):
                 fast = self._fast(batch, form, texts)
                 if fast is not None:
@@ -117,6 +117,10 @@ class CsvFile:
             where = first + reader.line_num - 1
             raise DataError(f"{self.path}:{where}: {error}; correct this line") from error
 
+    def _first_row_ends(self, lines: list[str]) -> int:
+        reader = csv.reader(lines, delimiter=self.delimiter, skipinitialspace=self.delimiter == " ")
+        return next(reader.line_num for row in reader if any(row))
+
     def _check(self, rows: list[list[str]], lines: list[str], first: int = 1) -> None:
         """Every row must be as wide as the header. Raises DataError."""
         width = len(self.names)
@@ -135,7 +139,7 @@ class CsvFile:
 
 
 def to_numbers(cells: Sequence[str]) -> tuple[Floats, int]:
-    """Numbers, NaN where missing or infinite or no number; and how many cells are no number.
+    """Numbers, NaN where missing or no number; and how many cells are no number.
 
     A decimal comma is understood where the file's delimiter let it through.
     """
@@ -148,7 +152,6 @@ def to_numbers(cells: Sequence[str]) -> tuple[Floats, int]:
             number = _number(cell)
             bad += number is None
             values[row] = np.nan if number is None else number
-    values[np.isinf(values)] = np.nan
     return values, bad
 
 
@@ -222,16 +225,15 @@ def _encoding(path: Path) -> str:
 def _open(path: Path, encoding: str) -> io.TextIOWrapper:
     with path.open("rb") as probe:
         packed = probe.read(2) == b"\x1f\x8b"
-    file = path.open("rb")
-    raw = gzip.GzipFile(fileobj=file) if packed else file
+    raw = gzip.GzipFile(path) if packed else path.open("rb")
     return io.TextIOWrapper(raw, encoding=encoding, errors="replace", newline="")
 
 
-def _take(path: Path, stream: io.TextIOWrapper, count: int) -> list[str]:
-    """The next `count` lines, and those that a quoted field still open at the end needs."""
+def _take(path: Path, stream: io.TextIOWrapper, count: int, whole: bool = True) -> list[str]:
+    """The next `count` lines, and if `whole` those that a quoted field still open at the end needs."""
     try:
         lines = list(itertools.islice(stream, count))
-        quotes = sum(map(str.count, lines, itertools.repeat('"')))
+        quotes = sum(map(str.count, lines, itertools.repeat('"'))) if whole else 0
         while quotes % 2 and (line := stream.readline()):
             lines.append(line)
             quotes += line.count('"')

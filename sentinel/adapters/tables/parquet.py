@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,9 +55,7 @@ class ParquetFile:
     def _numbers(self, column: Any) -> tuple[Any, int]:
         types = self._arrow.types
         if types.is_integer(column.type) or types.is_floating(column.type) or types.is_boolean(column.type):
-            values = np.array(column.cast("float64").to_numpy(zero_copy_only=False), dtype=np.float64)
-            values[~np.isfinite(values)] = np.nan
-            return values, 0
+            return column.cast("float64").to_numpy(zero_copy_only=False), 0
         return to_numbers(self._texts(column))
 
     def _texts(self, column: Any) -> list[str]:
@@ -69,4 +66,4 @@ class ParquetFile:
             zone = "Z" if column.type.tz else ""
             moments = column.cast("int64").to_numpy(zero_copy_only=False).view(f"datetime64[{column.type.unit}]")
             return [f"{text}{zone}" for text in np.datetime_as_string(moments).tolist()]
-        return ["" if cell is None else str(cell) for cell in itertools.chain(column.to_pylist())]
+        return ["" if cell is None else str(cell) for cell in column.to_pylist()]

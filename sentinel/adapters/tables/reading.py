@@ -92,20 +92,23 @@ def read_table(  # noqa: PLR0913
     """
     source = ParquetFile(path) if path.suffix.lower() in {".parquet", ".pq"} else CsvFile(path, delimiter)
     roles = _roles(source, time_column, device_column, label_column)
+    if not roles.numbers:
+        raise _numberless(source)
     name = name or _stem(path)
     values: list[list[Floats]] = [[] for _ in roles.numbers]
     bad = dict.fromkeys(roles.numbers, 0)
     codes: dict[str, int] = {}
     device: list[npt.NDArray[np.int32]] = []
     times: list[npt.NDArray[np.bytes_]] = []
-    seconds: list[Floats] = []
     labels: list[npt.NDArray[np.int8]] = []
     rows = 0
     for columns, strange in source.chunks(roles.numbers, roles.texts()):
         texts = {at: list(map(str, columns[at])) for at in roles.texts()}
         count = len(next(iter(columns.values())))
         for kept, at in zip(values, roles.numbers, strict=True):
-            kept.append(np.array(columns[at], np.float64))
+            numbers = np.array(columns[at], np.float64)
+            numbers[np.isinf(numbers)] = np.nan
+            kept.append(numbers)
             bad[at] += strange.get(at, 0)
         times.append(_encode(_time_texts(texts, roles, rows, count)))
         if roles.device is not None:
@@ -123,7 +126,6 @@ def read_table(  # noqa: PLR0913
         raise DataError(
             f"{path}:{source.line_of(error.row + 1)}: {error}; correct this line, or name the time column"
         ) from error
-    seconds.append(time)
     if roles.time:
         columns_read = " + ".join(repr(source.names[at]) for at in roles.time)
         roles.notes.insert(0, f"time: {columns_read}, {form}")
@@ -202,7 +204,7 @@ def _recognise_time(source: CsvFile | ParquetFile, roles: _Roles) -> None:
             roles.time = [at]
             return
     calendar = list(itertools.takewhile(lambda at: at is not None, (_find(source, name) for name in CALENDAR)))
-    if len(calendar) >= 3:  # noqa: PLR2004 - at least a whole date
+    if len(calendar) >= len(CALENDAR) // 2:
         roles.time, roles.calendar = [at for at in calendar if at is not None], True
 
 
@@ -304,11 +306,15 @@ def _channels(
     if empty:
         roles.notes.append(f"without numbers, ignored: {', '.join(empty)}")
     if not kept:
-        raise DataError(
-            f"{source.path}: no column of numbers among {', '.join(map(repr, source.names[:20]))}; "
-            "a recording needs one at least (is the delimiter right?)"
-        )
+        raise _numberless(source)
     return kept
+
+
+def _numberless(source: CsvFile | ParquetFile) -> DataError:
+    return DataError(
+        f"{source.path}: no column of numbers among {', '.join(map(repr, source.names[:20]))}; "
+        "a recording needs one at least (is the delimiter right?)"
+    )
 
 
 def _matrix(values: list[list[Floats]], kept: list[int], rows: int) -> Floats:

@@ -14,7 +14,9 @@ from sentinel.records import Floats
 EPOCH_UNITS = (("ns", 1e17, 1e9), ("us", 1e14, 1e6), ("ms", 1e11, 1e3), ("s", 1e8, 1.0))  # name, least, a second
 FIRST_DAY, LAST_DAY = 19000101, 21001231  # of dates written as one number
 
-_ZONE = re.compile(r"\d(?:Z|[+-]\d\d:?(?:\d\d)?)$| ?(?:UTC|GMT)$")
+YEAR_DIGITS, MONTHS = 4, 12
+
+_ZONE = re.compile(r"(?:Z|:[\d.,]+[+-]\d\d:?(?:\d\d)?| ?UTC| ?GMT)$")
 _DATE = re.compile(r"(\d{1,4})([-/.])(\d{1,2})\2(\d{1,4})(?:(?:[T ]| - )\s*(.+))?")
 _CLOCK = re.compile(r"(\d{1,2})[:.](\d{2})(?:[:.](\d{2})(?:[.,](\d+))?)?\s*([AaPp][Mm])?")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -53,7 +55,7 @@ def parse_times(texts: Sequence[str]) -> tuple[Floats, str]:
     if numbers is not None and np.isfinite(numbers).all():
         return _from_numbers(numbers)
     try:
-        if not _ZONE.search(texts[0]):
+        if not _ZONE.search(texts[0]) and min(map(len, texts)) >= len("20200101"):  # not "now", which NumPy knows
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 moments = np.array(texts, dtype="datetime64[us]")
@@ -101,14 +103,14 @@ def _moment(text: str, day_first: bool) -> datetime:
         if match is None:
             raise
     first, _, second, third, rest = match.groups()
-    if len(first) > 2:  # noqa: PLR2004 - a year
+    if len(first) == YEAR_DIGITS:
         year, month, day = first, second, third
     else:
         year, month, day = (third, second, first) if day_first else (third, first, second)
     clock = _CLOCK.match(rest or "0:00")
     if clock is None:
         raise ValueError(text)
-    if len(year) == 2:  # noqa: PLR2004 - a century left out
+    if len(year) < YEAR_DIGITS:
         year = ("19" if year > "69" else "20") + year
     hour, minute, seconds, fraction, half = clock.groups()
     tail = (rest or "0:00")[clock.end() :].strip()
@@ -123,10 +125,10 @@ def _day_first(texts: Sequence[str]) -> bool:
     """Whether the day comes before the month, in dates that do not begin with the year."""
     for text in texts:
         match = _DATE.match(text.strip())
-        if match is None or len(match[1]) > 2:  # noqa: PLR2004 - a year
+        if match is None or len(match[1]) == YEAR_DIGITS:
             return False
-        if int(match[1]) > 12:  # noqa: PLR2004 - months
+        if int(match[1]) > MONTHS:
             return True
-        if int(match[3]) > 12:  # noqa: PLR2004 - months
+        if int(match[3]) > MONTHS:
             return False
     return bool(texts) and "." in texts[0].strip()[:3]
