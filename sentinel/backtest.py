@@ -119,7 +119,7 @@ class Result:
         return out
 
     def _against_labels(self) -> dict[str, Any]:
-        assert self.label is not None  # noqa: S101 - for the type checker
+        assert self.label is not None
         use = ~self.learned
         truth, flag = (self.label == 1) & use, self.anomaly & use
         hit = int((truth & flag).sum())
@@ -239,7 +239,9 @@ class Backtest:
             interval=self.stream.detector.interval if self.stream.detector is not None else 1.0,
             budget=self.spec.alert_budget,
         )
-        relearn = plan if plan is not None and plan.relearn and not plan.declared and self.spec.learn == "online" else None
+        relearn = (
+            plan if plan is not None and plan.relearn and not plan.declared and self.spec.learn == "online" else None
+        )
         self._absorb(rows[~learned], result, relearn)
         result.alert = self._alert_ids(result)
         return result

@@ -28,11 +28,12 @@ from sentinel.adapters.models import list_models, retire_models
 from sentinel.adapters.mqtt import Broker
 from sentinel.adapters.mqtt.client import MqttBroker, MqttOptions, TlsOptions
 from sentinel.adapters.notify import Notifier
-from sentinel.adapters.sinks import AlertSink
+from sentinel.adapters.sinks import AlertSink, alerts_filter, parse_alert_topic, status_topic
 from sentinel.adapters.store import AnyStore, Row, SnapshotWriter, Store
 from sentinel.errors import ConfigError, ModelError, SentinelError, StoreError, Unavailable
 from sentinel.records import Command, Entry, Fate, Message, ProfileSpec, Promotion, Readings, Timer, Transition
 from sentinel.settings import Settings
+from sentinel.stream.alerts import FLEET
 from sentinel.stream.decode import Refusal, Template
 from sentinel.stream.pipeline import Outcome, Pipeline, ProfileStream
 
@@ -84,8 +85,8 @@ class Learner:
             self.progress = min(max(median / spec.learn_after, total / (FLEET_ENOUGH * spec.learn_after)), 1.0)
             if self.progress < 1.0:
                 return
-        elif spec.learn == "once" or total < self._next_at:
-            return
+        elif spec.learn == "once" or self.stream.detector.declared or total < self._next_at:
+            return  # what the user's recording says is normal stays so
         self._start(total)
 
     def _start(self, total: int) -> None:
@@ -101,7 +102,7 @@ class Learner:
             stderr=subprocess.PIPE,
             text=True,
         )
-        assert self._process.stdin is not None  # noqa: S101 - PIPE
+        assert self._process.stdin is not None
         self._process.stdin.write(job.dump())
         self._process.stdin.close()
         if self._process.stdout is not None:
@@ -150,8 +151,8 @@ class Learner:
 
 
 def _unblock(descriptor: int) -> None:
-    import fcntl  # noqa: PLC0415 - Unix alone
-    import os  # noqa: PLC0415
+    import fcntl
+    import os
 
     fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_NONBLOCK)
 
@@ -179,7 +180,7 @@ class Service:
         self._clock = clock
         self.store = store if store is not None else Store(settings.store.path, settings.store.durability)
         self.prefix = settings.mqtt.prefix
-        self._status_topic = f"{self.prefix}/status"
+        self._status_topic = status_topic(self.prefix)
         self.broker = broker if broker is not None else self._make_broker()
         self.sink = AlertSink(self._publish_alert, self.prefix)
         device = settings.device
@@ -194,7 +195,8 @@ class Service:
         self.notifier = Notifier()
         self._writer = SnapshotWriter(self.store.snapshot, clock())
         self._learners = {
-            name: Learner(stream, self._store_path(), self.store.seed) for name, stream in self.pipeline.profiles.items()
+            name: Learner(stream, self._store_path(), self.store.seed)
+            for name, stream in self.pipeline.profiles.items()
         }
         self._stopping = False
         self._reload = False
@@ -217,7 +219,9 @@ class Service:
 
     def _make_broker(self) -> MqttBroker:
         mqtt = self.settings.mqtt
-        tls = TlsOptions(**{k: v and str(v) for k, v in mqtt.tls.model_dump().items()}) if mqtt.tls is not None else None
+        tls = (
+            TlsOptions(**{k: v and str(v) for k, v in mqtt.tls.model_dump().items()}) if mqtt.tls is not None else None
+        )
         return MqttBroker(
             MqttOptions(
                 host=mqtt.host,
@@ -227,7 +231,7 @@ class Service:
                 username=mqtt.username,
                 password=mqtt.password(),
                 tls=tls,
-                qos=mqtt.qos,
+                qos=1 if mqtt.qos else 0,
                 keepalive=mqtt.keepalive,
                 session_expiry=mqtt.session_expiry,
                 will_topic=self._status_topic,
@@ -257,7 +261,7 @@ class Service:
     def start(self) -> None:
         """Begin to listen."""
         filters = [Template(stream.spec.topic).filter for stream in self.pipeline.profiles.values()]
-        self.broker.start([*filters, f"{self.prefix}/alerts/#"])
+        self.broker.start([*filters, alerts_filter(self.prefix)])
 
     def stop(self) -> None:
         """End `run` after its turn. From any thread, and from a signal handler."""
@@ -280,7 +284,7 @@ class Service:
         for learner in self._learners.values():
             learner.stop()
         if self.broker.connected:
-            self.broker.publish(self._status_topic, orjson.dumps({"state": "offline"}), retain=True)
+            self.sink.status(orjson.dumps({"state": "offline"}))
             self.broker.flush(min(left(), 3.0))
         self._writer.wait(left())
         if self._position:
@@ -372,7 +376,7 @@ class Service:
     def _publish(self, transitions: Sequence[Transition], arrivals: Sequence[float]) -> None:
         latencies = []
         for transition, arrived in zip(transitions, arrivals, strict=True):
-            self.sink.publish(transition)
+            self.sink.emit([transition])
             alert = transition.alert
             if alert.state == "firing":
                 self.metrics.alerts_started(alert.profile, alert.kind)
@@ -389,13 +393,12 @@ class Service:
 
     def _clear_if_stale(self, message: Message) -> None:
         """At start the broker tells our own retained alerts; one that is no longer open is cleared."""
-        at = self.sink.parse(message.topic)
-        if at is None or not message.payload:
+        place = parse_alert_topic(self.prefix, message.topic)
+        if place is None or not message.payload:
             return
-        profile, device = at
-        stream = self.pipeline.profiles.get(profile)
-        if stream is None or device not in stream.book.open:
-            self.broker.publish(message.topic, b"", retain=True)
+        stream = self.pipeline.profiles.get(place.profile or "")
+        if stream is None or (place.device or FLEET) not in stream.book.open:
+            self.sink.clear(place)
 
     def _dead_letter(self, refusal: Refusal, message: Message) -> None:
         if self._letters_left < 1:
@@ -552,7 +555,7 @@ class Service:
         )
         if status != self._status and broker.connected:
             self._status = status
-            broker.publish(self._status_topic, status, retain=True)
+            self.sink.status(status)
 
     def _read_settings_again(self) -> None:
         """Take what can change while running; a bad file is refused and the old settings go on."""
@@ -664,7 +667,6 @@ class Service:
                 continue
             trainer.take_over(stream, ready)
             self.metrics.model(name, detector.version, detector.spec.cell, float(manifest["trained"]))
-            self._learners[name].scored_before(int(manifest.get("ticks", 0)))
             self._commit([Promotion(name, detector.version)], self._clock())
             log.info("trained model", profile=name, version=detector.version, path=str(saved[0].path))
 

@@ -141,7 +141,9 @@ def load(models: Path, profile: str, version: str) -> tuple[Detector, dict[str, 
     return archive.unpack(tensors, manifest), manifest, tensors
 
 
-def shadow(spec: ProfileSpec, detector: Detector, manifest: dict[str, Any], tensors: dict[str, torch.Tensor]) -> ProfileStream:
+def shadow(
+    spec: ProfileSpec, detector: Detector, manifest: dict[str, Any], tensors: dict[str, torch.Tensor]
+) -> ProfileStream:
     """A stream as it was when the model was saved, to be brought up to date and taken over from."""
     stream = ProfileStream(spec)
     rows = tensors.get(_ROWS)
@@ -196,7 +198,7 @@ class Tell:
 
 def say(line: dict[str, Any]) -> None:
     """One line of the protocol."""
-    print(json.dumps(line), flush=True)  # noqa: T201 - standard output is the protocol
+    print(json.dumps(line), flush=True)
 
 
 def die_with_parent() -> None:

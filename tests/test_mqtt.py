@@ -384,6 +384,21 @@ class BrokerSuite:
             got += some
         assert [int(message.payload.rstrip(b"\0")) for message in got] == list(range(1000))
 
+    def test_a_drain_of_nothing_sends_and_reads_no_message(self, world: World) -> None:
+        broker = world.connect("plant/#")
+        got = world.subscribe("out")
+        deadline = time.monotonic() + 10
+        while not broker.subscribed and time.monotonic() < deadline:
+            assert broker.drain(0.05, 0, 0) == []
+        world.publish("plant/a", b"1")
+        broker.publish("out", b"x")
+        begun = time.process_time(), time.monotonic()
+        while time.monotonic() - begun[1] < 0.5:
+            assert broker.drain(0.1, 0, 0) == []
+        assert time.process_time() - begun[0] < 0.25, "it spins"
+        wait_until(lambda: got)
+        assert payloads(drain_until(broker, len)) == [b"1"]
+
     @pytest.mark.parametrize("qos", [0, 1])
     def test_many_messages_arrive_exactly_once(self, world: World, qos: int) -> None:
         broker = world.connect("plant/#", qos=qos)
@@ -598,6 +613,17 @@ class TestConnection:
             assert 0 < count < 800
             count += len(drain_until(broker, lambda got: len(got) + count >= 800))
             assert count == 800
+            assert broker.reconnects == 0
+
+    def test_a_reader_that_takes_no_messages_stays_connected(self, tmp_path: Path, connect: Connect) -> None:
+        with Mosquitto(tmp_path) as mosquitto, plain_client(mosquitto.port) as talker:
+            broker = connect(MqttOptions(port=mosquitto.port, client_id="stalled", keepalive=1))
+            drain_until(broker, lambda _: broker.subscribed)
+            talker.publish_all([("plant/a", bytes(100))] * 100)
+            begun = time.monotonic()
+            while time.monotonic() - begun < 3.5:
+                assert broker.drain(0.1, 0, 0) == []
+            assert len(drain_until(broker, len)) > 0
             assert broker.reconnects == 0
 
     def test_a_quiet_connection_is_kept_alive(self, tmp_path: Path, connect: Connect) -> None:

@@ -19,7 +19,7 @@ from sentinel.records import ProfileSpec
 from sentinel.settings import load_settings
 
 
-def backtest(  # noqa: PLR0913
+def backtest(
     *,
     data: list[Path],
     config: Path | None,
@@ -103,7 +103,7 @@ def _write(out: Path, result: Result, summary: dict[str, Any], times: list[bytes
     except OSError as error:
         msg = f"{out} cannot be written ({error.strerror}); check the folder"
         raise DataError(msg) from error
-    from sentinel.commands._report import write_report  # noqa: PLC0415 - only where it is wanted
+    from sentinel.commands._report import write_report
 
     write_report(out / "report.html", result, summary)
 
@@ -112,20 +112,26 @@ def _show(summary: dict[str, Any], result: Result, out: Path | None) -> None:
     console = Console()
     rate = summary["alerts_per_device_week"]
     table = Table(show_header=False, box=None)
-    table.add_row("rows", f"{summary['rows']:,}; learned from {summary['rows_learned']:,}, scored {summary['rows_scored']:,}")
+    table.add_row(
+        "rows", f"{summary['rows']:,}; learned from {summary['rows_learned']:,}, scored {summary['rows_scored']:,}"
+    )
     table.add_row("devices, channels", f"{summary['devices']}, {len(summary['channels'])}")
     table.add_row("flagged rows", f"{summary['rows_flagged']:,}")
     alerts = ", ".join(f"{count} {kind}" for kind, count in summary["alerts"].items()) or "none"
     table.add_row("alerts", alerts)
     if rate is not None:
         table.add_row(
-            "alerts per device-week", f"{rate:.2f} (budget {summary['alert_budget_per_device_week']:.2f}, {summary['device_weeks']:.2f} device-weeks)"
+            "alerts per device-week",
+            f"{rate:.2f} (budget {summary['alert_budget_per_device_week']:.2f}, {summary['device_weeks']:.2f} device-weeks)",
         )
     labels = summary.get("labels")
     if labels:
         table.add_row("labelled events", f"{labels['events_found']} of {labels['events']} found")
         if labels["f1"] is not None:
-            table.add_row("rows against labels", f"F1 {labels['f1']:.3f}, missed {labels['missed_alarm_rate'] or 0:.1%}, false {labels['false_alarm_rate'] or 0:.1%}")
+            table.add_row(
+                "rows against labels",
+                f"F1 {labels['f1']:.3f}, missed {labels['missed_alarm_rate'] or 0:.1%}, false {labels['false_alarm_rate'] or 0:.1%}",
+            )
     console.print(table)
     for alert in result.final[:10]:
         console.print(f"  {alert.message}", highlight=False, soft_wrap=True, markup=False)

@@ -11,6 +11,7 @@ from sentinel.settings import Settings, command_line, load_settings
 
 def run(*, config: Path | None, broker: str | None, topic: str | None) -> int:
     """Run until SIGTERM or SIGINT; SIGHUP reads the configuration again."""
+
     def read() -> Settings:
         return load_settings(config, overrides=command_line(broker, topic))
 
@@ -19,7 +20,7 @@ def run(*, config: Path | None, broker: str | None, topic: str | None) -> int:
         raise ConfigError(["no profile: name a topic in [profiles.NAME], or give --topic"])
     configure_logs()
     for warning in settings.warnings():
-        print(f"warning: {warning}")  # noqa: T201
+        print(f"warning: {warning}")
     service = Service(settings, reread=read)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: service.stop())

@@ -66,7 +66,9 @@ def unpack(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> Detect
         _WEIGHT + name: shape for name, shape in weight_shapes(spec, f, manifest["calendar"]).items()
     }
     shapes |= {"prior": (Layout(spec, f).width,)}
-    shapes |= dict.fromkeys(("spread_of_locations", "scale.location", "scale.spread", "scale.counter", "longest_run"), (f,))
+    shapes |= dict.fromkeys(
+        ("spread_of_locations", "scale.location", "scale.spread", "scale.counter", "longest_run"), (f,)
+    )
     for name, shape in shapes.items():
         if name not in tensors or tuple(tensors[name].shape) != shape:
             found = tuple(tensors[name].shape) if name in tensors else "nothing"

@@ -227,7 +227,7 @@ class _Network(nn.Module):
             self.cross_h = nn.Parameter(torch.randn(channels, spec.hidden) * 0.05)
             self.cross_y = nn.Parameter(torch.zeros(channels, channels))
             self.cross_bias = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("others", 1.0 - torch.eye(channels))
+        self.others = 1.0 - torch.eye(channels)
         if start is not None:
             with torch.no_grad():
                 for name, parameter in self._named().items():
@@ -235,7 +235,8 @@ class _Network(nn.Module):
                         parameter.copy_(start[name])
 
     def _named(self) -> dict[str, Tensor]:
-        named: dict[str, Tensor] = dict(self.recurrence.named_parameters())
+        named: dict[str, Tensor] = {}
+        named.update(self.recurrence.named_parameters())
         named |= {"head_weight": self.head.weight, "head_bias": self.head.bias, "log_sigma": self.log_sigma}
         if self.channels >= 2:
             named |= {"cross_h": self.cross_h, "cross_y": self.cross_y, "cross_bias": self.cross_bias}
@@ -244,7 +245,7 @@ class _Network(nn.Module):
     def weights(self, calendar: bool) -> dict[str, Tensor]:
         named = {name: value.detach().clone() for name, value in self._named().items()}
         shapes = weight_shapes(self.spec, self.channels, calendar)
-        assert {name: tuple(value.shape) for name, value in named.items()} == shapes  # noqa: S101 - our own promise
+        assert {name: tuple(value.shape) for name, value in named.items()} == shapes
         return named
 
     def forward(self, inputs: Tensor, y: Tensor, state: "_State | None") -> tuple[Tensor, Tensor, "_State"]:
@@ -253,10 +254,9 @@ class _Network(nn.Module):
         w, b, _ = out.shape
         ahead = self.head(out).view(w, b, len(self.spec.horizons), self.channels)
         if self.channels >= 2:
-            if state is None:
-                first = torch.zeros_like(out[:1])
-            else:
-                first = (state[0] if self.spec.cell == "lstm" else state)[-1:]  # type: ignore[index]
+            first = torch.zeros_like(out[:1])
+            if state is not None:
+                first = (state[0] if isinstance(state, tuple) else state)[-1:]
             past = torch.cat([first, out[:-1]])
             cross = past @ self.cross_h.t() + y @ (self.cross_y * self.others).t() + self.cross_bias
             ahead = torch.cat([ahead, cross.unsqueeze(2)], 2)
@@ -303,7 +303,14 @@ class _Ticks:
 
 
 def _loss(
-    network: _Network, ticks: _Ticks, at: Tensor, who: Tensor, end: Tensor, inputs: Tensor, state: _State | None, skip: Tensor
+    network: _Network,
+    ticks: _Ticks,
+    at: Tensor,
+    who: Tensor,
+    end: Tensor,
+    inputs: Tensor,
+    state: _State | None,
+    skip: Tensor,
 ) -> tuple[Tensor, _State]:
     """Student-t (nu = 4) negative log-likelihood of a window over all heads, and the state after it.
 
@@ -404,7 +411,7 @@ def _descend(
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-        state = tuple(part.detach() for part in after) if isinstance(after, tuple) else after.detach()
+        state = (after[0].detach(), after[1].detach()) if isinstance(after, tuple) else after.detach()
         at, left = at + window, left - 1
         progress("fitting", (step + 1) / STEPS)
         if held_out and (step + 1) % VALIDATE_EVERY == 0:
@@ -423,7 +430,7 @@ def _forget(state: _State | None, rows: Tensor) -> _State | None:
     if state is None:
         return None
     keep = (~rows).float().view(1, -1, 1)
-    return tuple(part * keep for part in state) if isinstance(state, tuple) else state * keep
+    return (state[0] * keep, state[1] * keep) if isinstance(state, tuple) else state * keep
 
 
 def _validate(network: _Network, ticks: _Ticks) -> float:
@@ -494,7 +501,9 @@ def _freeze(layout: Layout, slabs: Slabs) -> None:
     memories[:, 1] = memories[:, 0]
 
 
-def _shift(layout: Layout, slabs: Slabs, stack: _Stack, slow: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> ShiftReference | None:
+def _shift(
+    layout: Layout, slabs: Slabs, stack: _Stack, slow: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+) -> ShiftReference | None:
     varied = layout.view(slabs.records, "varied")[1:].numpy()
     if layout.channels < 2 or varied.sum(1).max() < 2:
         return None

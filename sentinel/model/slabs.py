@@ -71,7 +71,7 @@ class Layout:
         if not shape:
             return records[:, at]
         part = records[:, at : at + math.prod(shape)]
-        return part if len(shape) == 1 else part.unflatten(1, shape)
+        return part if len(shape) == 1 else part.view(len(part), *shape)
 
 
 class Slabs:

@@ -83,7 +83,7 @@ def _horizons(value: object) -> tuple[int, ...]:
     if (
         isinstance(value, list | tuple)
         and value
-        and all(isinstance(ticks, int) and 1 <= ticks <= 1024 for ticks in value)
+        and all(type(ticks) is int and 1 <= ticks <= 1024 for ticks in value)
         and list(value) == sorted(set(value))
     ):
         return tuple(value)

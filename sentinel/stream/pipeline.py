@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sentinel.model.calibrate import REFRACTORY
 from sentinel.model.learn import Series, anew
 from sentinel.model.score import BAND, Detector, Scored, Scorer
 from sentinel.model.slabs import Slabs
@@ -35,7 +36,6 @@ from sentinel.records import (
     Readings,
     Transition,
 )
-from sentinel.model.calibrate import REFRACTORY
 from sentinel.stream.alerts import AlertBook, Evidence
 from sentinel.stream.align import Aligner, Batch, waves
 from sentinel.stream.decode import Decoded, Decoder
@@ -266,7 +266,7 @@ class ProfileStream:
         self.table.dirty[:] = False
 
     def _restore_memory(self, slots: Ints, block: npt.NDArray[np.uint8]) -> None:
-        assert self.slabs is not None  # noqa: S101 - for the type checker
+        assert self.slabs is not None
         parts, at = [], 0
         for part in (self.slabs.records, self.slabs.ahead, self.slabs.errors):
             dtype = np.dtype(str(part.dtype).removeprefix("torch."))
@@ -293,7 +293,7 @@ class ProfileStream:
 
     def _ready(self) -> Bools:
         """Which slots score: they have a score, or their next tick gives one."""
-        assert self.scorer is not None and self.slabs is not None  # noqa: S101, PT018 - for the type checker
+        assert self.scorer is not None and self.slabs is not None  # noqa: PT018 - for the type checker
         return self.scorer.ready(self.slabs) | ~np.isnan(self._score)
 
     def device_state(self, slot: int) -> DeviceState:
@@ -439,22 +439,23 @@ class ProfileStream:
 
     def expectation(self, scored: Scored) -> tuple[Floats, Floats, Floats]:
         """Expected value and its band, in the channels' units, (B, F of the detector) each; NaN where there is none."""
-        assert self.detector is not None  # noqa: S101 - for the type checker
+        assert self.detector is not None
         scale, sigma = self.detector.scale, self.detector.forecaster.sigma[0].double().numpy()
         mu = scored.forecast.double().numpy()
         m, s = scored.location.double().numpy(), scored.spread.double().numpy()
         middle, low, high = (
-            (np.sinh(np.clip(mu + k * sigma, -14, 14)) * s + m) * scale.spread + scale.location for k in (0, -BAND, BAND)
+            (np.sinh(np.clip(mu + k * sigma, -14, 14)) * s + m) * scale.spread + scale.location
+            for k in (0, -BAND, BAND)
         )
         return middle, low, high
 
-    def _views(self, batch: Batch, row: int, shares: Floats, expected: Sequence[Floats]) -> tuple[ChannelView, ...]:
+    def _views(self, values: Floats, shares: Floats, expected: Sequence[Floats]) -> tuple[ChannelView, ...]:
         out = []
         for at, column in enumerate(self._columns.tolist()):
             name = self.channels[column]
             unit = self._given[name].unit if name in self._given else ""
-            numbers = [_number(batch.values[row, column]), *(_number(part[row, at]) for part in expected)]
-            out.append(ChannelView(name, unit, *numbers, share=float(shares[at])))
+            middle, low, high = (_number(part[at]) for part in expected)
+            out.append(ChannelView(name, unit, _number(values[column]), middle, low, high, float(shares[at])))
         return tuple(sorted(out, key=lambda view: -view.share))
 
     def _evidence(self, batch: Batch, scored: Scored, row: int) -> Evidence:
@@ -462,10 +463,8 @@ class ProfileStream:
         blame = one.blame[0].double().numpy()
         total = float(blame.sum())
         shares = blame / total if total > 0 else np.full(len(blame), 1 / len(blame))
-        expected = [np.broadcast_to(part, (row + 1, part.shape[1])) for part in self.expectation(one)]
-        return Evidence(
-            float(one.score[0]), float(one.p_value[0]), self._views(batch, row, shares, expected)
-        )
+        expected = [part[0] for part in self.expectation(one)]
+        return Evidence(float(one.score[0]), float(one.p_value[0]), self._views(batch.values[row], shares, expected))
 
     def _rule_evidence(self, batch: Batch, broken: Broken, row: int, rule: AlertKind) -> Evidence:
         hit = broken.by_channel.get(rule)

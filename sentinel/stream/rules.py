@@ -56,7 +56,8 @@ class Rules:
             return None
         longest = np.full(self._width, np.inf)
         longest[: len(self._longest)] = self._longest[: self._width]
-        return np.maximum(LEAST_RUN, RUN_FACTOR * longest)
+        out: Floats = np.maximum(LEAST_RUN, RUN_FACTOR * longest)
+        return out
 
     def judge(self, batch: Batch, dt: Floats, table: DeviceTable, channels: Sequence[str]) -> Broken:
         """Judge ticks before the table takes them up; `dt` (B,) is NaN at a device's first tick."""

@@ -53,7 +53,8 @@ class Broker(Protocol):
 
         Blocks: at most `timeout` seconds, until something came or `wake` was called; may return with
         nothing earlier. Returns at most `max_messages`, and stops reading once `max_bytes` were read
-        (give or take one read of 64 KiB); the rest waits for the next call.
+        (give or take one read of 64 KiB); the rest waits for the next call. With `max_messages` 0 it
+        writes, keeps alive and reconnects, and leaves messages to the broker.
         """
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:

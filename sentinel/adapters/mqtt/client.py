@@ -125,8 +125,7 @@ class MqttBroker:
     def drain(self, timeout: float, max_messages: int, max_bytes: int) -> list[Message]:
         """See `Broker`."""
         messages, self._held = self._held[:max_messages], self._held[max_messages:]
-        if len(messages) < max_messages:
-            self._turn(0.0 if messages else timeout, messages, max_messages, max_bytes)
+        self._turn(0.0 if messages else timeout, messages, max_messages, max_bytes)
         return messages
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
@@ -211,7 +210,8 @@ class MqttBroker:
     def _turn(self, timeout: float, into: list[Message], limit: int, max_bytes: int) -> None:
         self._reach_out()
         self._send()
-        self._wait(0.0 if self._more else timeout)
+        stalled = self._more and limit <= len(into)
+        self._wait(0.0 if self._more and not stalled else timeout, reading=not stalled)
         self._receive(into, limit, max_bytes)
         self._client.loop_misc()
         wire = self._wire
@@ -265,12 +265,12 @@ class MqttBroker:
         wire = self._wire
         return wire is None or not self.connected or not (wire.unsent or self._client.want_write())
 
-    def _wait(self, timeout: float) -> None:
+    def _wait(self, timeout: float, *, reading: bool) -> None:
         poll = select.poll()
         poll.register(self._wake_read, select.POLLIN)
         if self._wire is not None:
             writing = self._wire.unsent or self._client.want_write()
-            poll.register(self._wire, select.POLLIN | (select.POLLOUT if writing else 0))
+            poll.register(self._wire, (select.POLLIN if reading else 0) | (select.POLLOUT if writing else 0))
             timeout = 0.0 if self._wire.lost else min(timeout, self._options.keepalive / 4, CONNACK_TIMEOUT)
         elif self._dial is None:
             timeout = min(timeout, max(self._due - time.monotonic(), 0.0))
@@ -285,7 +285,7 @@ class MqttBroker:
         size = before = wire.unread if wire is not None else 0
         while wire is not None:
             asked = wire.take(into, limit)
-            if asked is Next.FILL and size < max_bytes:
+            if asked is Next.FILL and size < max(max_bytes, 1):
                 count = wire.fill()
                 if count == 0:
                     break
@@ -296,7 +296,7 @@ class MqttBroker:
                 break
             self._client.loop_read()
             wire = self._wire
-        if size > before:
+        if size > before or self._more:
             self._client.heard()
         if wire is not None and wire.lost is not None:
             self._client.loop_read()
@@ -381,7 +381,7 @@ class _Paho(paho.Client):
         return self.wire
 
     def heard(self) -> None:
-        """Bytes came, so the connection lives, even if a PINGRESP still waits behind them."""
+        """Bytes came or wait to be read: the connection lives, even if a PINGRESP is still behind them."""
         self._last_bytes_received = time.monotonic()
         if self._ping_t:
             self._ping_t = self._last_bytes_received

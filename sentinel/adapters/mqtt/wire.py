@@ -102,8 +102,8 @@ class Wire:
 
     @property
     def unread(self) -> int:
-        """Bytes that `fill` read and `take` has not taken."""
-        return len(self._data) - self._at + len(self._rest)
+        """Bytes that `fill` read and `take` has not looked at."""
+        return len(self._data) - self._at
 
     def flush(self) -> None:
         """Send what the socket takes."""
@@ -148,15 +148,14 @@ class Wire:
         return size
 
     def take(self, into: list[Message], limit: int) -> Next:
-        """Append the messages that are complete, until `into` holds `limit`."""
+        """Append the messages that are complete, until `into` holds `limit`; other packets are handed on even then."""
         data, at, end = self._data, self._at, len(self._data)
         topics, version5, epoch = self._topics, self._version5, self.epoch
         received, arrived = self._received, self._arrived
         append, make = into.append, Message._make
+        left = limit - len(into)
         need = 0
-        for _ in range(limit - len(into)):
-            if at + 1 >= end:
-                break
+        while at + 1 < end:
             head, size = data[at], data[at + 1]
             body = at + 2
             if size > SHORT:
@@ -168,6 +167,10 @@ class Wire:
             if head & 0xF4 != PUBLISH:
                 self._at, self._gate = at, stop
                 return Next.HAND_ON
+            if left <= 0:
+                self._at = self._gate = at
+                return Next.FULL
+            left -= 1
             text = body + 2
             mid = 0
             try:
@@ -190,9 +193,6 @@ class Wire:
             topic = topics.get(name) or self._decode(name)
             append(make((topic, data[payload:stop], head >> 1 & 1, head & 1 == 1, received, arrived, mid, epoch)))
             at = stop
-        else:
-            self._at = self._gate = at
-            return Next.FULL
         if at < end:
             self._rest += data[at:]
             self._need = need

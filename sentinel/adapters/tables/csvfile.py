@@ -44,7 +44,7 @@ class CsvFile:
         with _open(path, self._encoding) as stream:
             lines = _take(path, stream, HEAD_ROWS)
         self.delimiter = delimiter or _delimiter(lines)
-        rows = [row for row in self._split(lines, 1) if any(row)]
+        rows = [row for row in self._split(lines, 1) if _filled(row)]
         if not rows:
             raise DataError(f"{path} is empty; give a file with a header and rows")
         self.names, self._header = _names(rows)
@@ -81,7 +81,7 @@ class CsvFile:
         """The line of the file on which the row ends, both counted from 1."""
         with _open(self.path, self._encoding) as stream:
             reader = csv.reader(stream, delimiter=self.delimiter)
-            filled = (reader.line_num for cells in reader if any(cell.strip() for cell in cells))
+            filled = (reader.line_num for cells in reader if _filled(cells))
             return next(itertools.islice(filled, row - 1 + self._header, None), 0)
 
     def _fast(
@@ -100,7 +100,7 @@ class CsvFile:
     def _slow(
         self, batch: list[str], line: int, numbers: Sequence[int], texts: Sequence[int]
     ) -> tuple[dict[int, Column], dict[int, int]]:
-        rows = [row for row in self._split(batch, line) if any(cell.strip() for cell in row)]
+        rows = [row for row in self._split(batch, line) if _filled(row)]
         self._check(rows, batch, line)
         cells = list(zip(*rows, strict=True)) or [() for _ in self.names]
         columns: dict[int, Column] = {at: list(cells[at]) for at in texts}
@@ -119,7 +119,7 @@ class CsvFile:
 
     def _first_row_ends(self, lines: list[str]) -> int:
         reader = csv.reader(lines, delimiter=self.delimiter, skipinitialspace=self.delimiter == " ")
-        return next(reader.line_num for row in reader if any(row))
+        return next(reader.line_num for row in reader if _filled(row))
 
     def _check(self, rows: list[list[str]], lines: list[str], first: int = 1) -> None:
         """Every row must be as wide as the header. Raises DataError."""
@@ -129,13 +129,18 @@ class CsvFile:
         reader = csv.reader(lines, delimiter=self.delimiter, skipinitialspace=self.delimiter == " ")
         skip = self._header and first == 1
         for row in reader:
-            if skip and any(row):
+            if skip and _filled(row):
                 skip = False
-            elif any(cell.strip() for cell in row) and len(row) != width:
+            elif _filled(row) and len(row) != width:
                 raise DataError(
                     f"{self.path}:{first + reader.line_num - 1}: {len(row)} fields where there are {width} columns "
                     f"(delimiter {self.delimiter!r}); correct this line, or name the delimiter"
                 )
+
+
+def _filled(row: list[str]) -> bool:
+    """Whether a row has more than blanks; others are passed over."""
+    return any(map(str.strip, row))
 
 
 def to_numbers(cells: Sequence[str]) -> tuple[Floats, int]:

@@ -119,6 +119,8 @@ def read_table(  # noqa: PLR0913
         if roles.label is not None:
             labels.append(_labels(source, roles.label, texts[roles.label], rows))
         rows += count
+    if not rows:
+        raise DataError(f"{path} has no rows; give a file with rows")
     time_text = np.concatenate(times)
     try:
         time, form = parse_times(_decode(time_text))
@@ -235,8 +237,8 @@ def _is_numeric(cells: Sequence[str]) -> bool:
 def _is_row_number(source: CsvFile | ParquetFile, at: int) -> bool:
     if source.names[at].strip().casefold() not in ROW_NAMES:
         return False
-    values, bad = to_numbers(source.head[at])
-    return bad == 0 and bool((np.diff(values) == 1).all()) and float(values[0]).is_integer()
+    values, _ = to_numbers(source.head[at])
+    return bool(np.isfinite(values).all() and (np.diff(values) == 1).all()) and float(values[0]).is_integer()
 
 
 def _is_label(cells: Sequence[str]) -> bool:

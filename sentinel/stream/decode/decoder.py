@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sentinel.records import Fate, Message, ProfileSpec, Readings
+from sentinel.records import Bools, Fate, Message, ProfileSpec, Readings
 from sentinel.stream.decode import payload as wire
 from sentinel.stream.decode.payload import Malformed
 from sentinel.stream.decode.topics import Template
@@ -134,17 +134,17 @@ class Decoder:
             route = routes.get(message.topic)
             if route is None:
                 route = self._route(message.topic)
-            profile = route.profile
-            if profile is None:
+            of = route.profile
+            if of is None:
                 out.foreign.append(at)
                 continue
             try:
                 if route.refused:
                     raise Malformed(Fate.BAD_DEVICE, route.refused)  # noqa: TRY301 - one way out for all refusals
-                self._read(profile, route, message, at, out)
+                self._read(of, route, message, at, out)
             except Malformed as error:
                 out.fates[at] = error.fate
-                out.refusals.append(Refusal(at, profile.spec.name, error.fate, str(error)))
+                out.refusals.append(Refusal(at, of.spec.name, error.fate, str(error)))
         for profile in self._profiles:
             readings = profile.flush()
             if readings is not None:
@@ -230,7 +230,9 @@ class Decoder:
         spec = profile.spec
         if spec.device_path:
             device = _device_of(value, spec.device_path)
-        time = message.received if spec.time is None else wire.seconds(wire.follow(value, spec.time.path), spec.time.unit)
+        time = (
+            message.received if spec.time is None else wire.seconds(wire.follow(value, spec.time.path), spec.time.unit)
+        )
         known = bad = 0
         row: list[float]
         if profile.auto:
@@ -249,7 +251,9 @@ class Decoder:
         else:
             row = []
             keys = profile.flat
-            found = [value.get(key) for key in keys] if keys is not None else [wire.follow(value, p) for p in profile.paths]
+            found = (
+                [value.get(key) for key in keys] if keys is not None else [wire.follow(value, p) for p in profile.paths]
+            )
             for item in found:
                 if type(item) is float or type(item) is int:
                     row.append(item)
@@ -278,12 +282,12 @@ class Decoder:
         name = readings.profile
         out.bad_values[name] = out.bad_values.get(name, 0) + int(wild.sum())
         values = np.where(wild, np.nan, readings.values)
-        keep = ~np.isnan(values).all(axis=1)
+        keep: Bools = (~np.isnan(values)).any(axis=1)
         for at in readings.message[~keep].tolist():
             if at not in readings.message[keep]:
                 out.fates[at] = Fate.BAD_VALUE
                 out.refusals.append(Refusal(at, name, Fate.BAD_VALUE, f"a number over {wire.LARGEST:g}"))
-        device = [d for d, k in zip(readings.device, keep, strict=True) if k]
+        device = [d for d, k in zip(readings.device, keep.tolist(), strict=True) if k]
         return Readings(name, readings.channels, device, readings.time[keep], values[keep], readings.message[keep])
 
 

@@ -72,7 +72,9 @@ class Template:
         if not self.names:
             return topic, None
         if "+" in self.text.split("/"):
-            named = [level == "+" and text != "+" for level, text in zip(self.levels, self.text.split("/"), strict=True)]
+            named = [
+                level == "+" and text != "+" for level, text in zip(self.levels, self.text.split("/"), strict=True)
+            ]
             wild = [part for part, keep in zip(given, named, strict=False) if keep]
         channel = wild.pop(self.names.index(CHANNEL)) if self.has_channel else None
         return "/".join(wild), channel
