@@ -50,6 +50,21 @@ class Plan:
     relearn: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Rows of one device, one after the other, that are labelled anomalous and were not learned from.
+
+    Attributes:
+        first, last: rows, in input order.
+        delay: seconds from its first row to its first flagged one; None: none was flagged.
+    """
+
+    device: str
+    first: int
+    last: int
+    delay: float | None
+
+
 @dataclass(slots=True)
 class Result:
     """A row each of the recordings, one after the other in input order.
@@ -118,29 +133,37 @@ class Result:
             out["labels"] = self._against_labels()
         return out
 
+    def events(self) -> list[Event]:
+        """The labelled events, by device, in input order."""
+        out: list[Event] = []
+        if self.label is None:
+            return out
+        truth = (self.label == 1) & ~self.learned
+        for at, name in enumerate(self.devices):
+            rows = np.flatnonzero(self.device == at)
+            for first, last in _runs(truth[rows]):
+                event = rows[first : last + 1]
+                flagged = event[self.anomaly[event]]
+                delay = float(self.time[flagged[0]] - self.time[event[0]]) if len(flagged) else None
+                out.append(Event(name, int(event[0]), int(event[-1]), delay))
+        return out
+
     def _against_labels(self) -> dict[str, Any]:
         assert self.label is not None
         use = ~self.learned
         truth, flag = (self.label == 1) & use, self.anomaly & use
         hit = int((truth & flag).sum())
         false, missed = int((flag & ~truth).sum()), int((truth & ~flag).sum())
-        events, found, delays = 0, 0, []
-        for at in range(len(self.devices)):
-            rows = np.flatnonzero(self.device == at)
-            for first, last in _runs(truth[rows]):
-                events += 1
-                flagged = np.flatnonzero(flag[rows[first : last + 1]])
-                if len(flagged):
-                    found += 1
-                    delays.append(float(self.time[rows[first + flagged[0]]] - self.time[rows[first]]))
+        events = self.events()
+        delays = [event.delay for event in events if event.delay is not None]
         normal = int((~truth & use).sum())
         return {
             "rows_anomalous": int(truth.sum()),
             "f1": hit / (hit + (false + missed) / 2) if hit + false + missed else None,
             "false_alarm_rate": false / normal if normal else None,
             "missed_alarm_rate": missed / int(truth.sum()) if truth.any() else None,
-            "events": events,
-            "events_found": found,
+            "events": len(events),
+            "events_found": len(delays),
             "median_delay_seconds": float(np.median(delays)) if delays else None,
         }
 

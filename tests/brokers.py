@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,14 +18,7 @@ from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
 from sentinel.adapters.mqtt.memory import Delivery
-
-
-def free_port() -> int:
-    """A TCP port on 127.0.0.1 that nobody listened on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+from tests.servers import binary, free_port
 
 
 def wait_until(condition: Callable[[], object], timeout: float = 10.0, what: str = "") -> None:
@@ -36,14 +28,6 @@ def wait_until(condition: Callable[[], object], timeout: float = 10.0, what: str
         if time.monotonic() > deadline:
             pytest.fail(f"not within {timeout:g} s: {what or condition}")
         time.sleep(0.01)
-
-
-def find_mosquitto() -> str:
-    """Path of mosquitto; skips the test where it is missing."""
-    path = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin") or shutil.which("mosquitto")
-    if path is None:
-        pytest.skip("needs mosquitto")
-    return path
 
 
 class Mosquitto:
@@ -57,7 +41,7 @@ class Mosquitto:
 
     def __init__(self, directory: Path, listener: Sequence[str] = (), options: Sequence[str] = ()) -> None:
         self.port = free_port()
-        self._binary = find_mosquitto()
+        self._binary = binary("mosquitto")
         self._config = directory / "mosquitto.conf"
         self._log = directory / "mosquitto.log"
         anonymous = () if any(line.startswith("password_file") for line in options) else ("allow_anonymous true",)

@@ -92,7 +92,9 @@ class TestProgram:
         (tmp_path / "s.toml").write_text('[profiles.pump]\ntopic = "plant/{device}"\n')
         done = sentinel("check-config", "--config", str(tmp_path / "s.toml"))
         assert (done.returncode, done.stderr) == (0, "")
-        assert re.search(rf'^topic = "plant/{{device}}" +# {re.escape(str(tmp_path))}/s.toml:2$', done.stdout, re.M)
+        assert re.search(
+            rf'^topic = "plant/{{device}}" +# {re.escape(str(tmp_path))}/s.toml:2$', done.stdout, re.MULTILINE
+        )
 
     def test_a_bad_configuration_ends_with_2_and_plain_lines(self, tmp_path: Path) -> None:
         (tmp_path / "s.toml").write_text("[mqtt]\nhots = 1\n")

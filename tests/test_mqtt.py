@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import shutil
@@ -26,7 +27,8 @@ from sentinel.adapters.mqtt.memory import Delivery, MemoryBroker, matches
 from sentinel.adapters.mqtt.outbox import Outbox, Publish
 from sentinel.adapters.mqtt.wire import Next, Wire
 from sentinel.records import Message
-from tests.brokers import Link, Mosquitto, PlainClient, free_port, plain_client, wait_until
+from tests.brokers import Link, Mosquitto, PlainClient, plain_client, wait_until
+from tests.servers import free_port
 
 MANY = 1_000_000
 WILL_TOPIC = "sentinel/status"
@@ -552,8 +554,6 @@ class TestSecurity:
 
 def _write_password(path: Path, user: str, password: str) -> None:
     """A password file of mosquitto: PBKDF2 with SHA-512."""
-    import base64  # noqa: PLC0415
-
     salt = b"0123456789ab"
     key = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, 101)
     path.write_text(f"{user}:$7$101${base64.b64encode(salt).decode()}${base64.b64encode(key).decode()}\n")

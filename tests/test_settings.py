@@ -78,7 +78,7 @@ ROOM = """\
 topic = "home/{device}/{channel}"              # one value per topic; the payload is a bare number or {"value": …}
 channels = "auto"
 """
-WHOLE = "\n".join((MQTT, HTTP, STORE, PUMP, PUMP_MODEL, ROOM))
+WHOLE = f"{MQTT}\n{HTTP}\n{STORE}\n{PUMP}\n{PUMP_MODEL}\n{ROOM}"
 TOPIC = '[profiles.pump]\ntopic = "plant/{device}"\n'
 
 
@@ -137,8 +137,10 @@ class TestTheFile:
         with pytest.raises(ConfigError) as caught:
             load_settings(None).specs()
         assert caught.value.problems == [
-            "no profile: nothing to watch. Give --config FILE with a table [profiles.NAME] that has a topic, "
-            "or --broker and --topic"
+            (
+                "no profile: nothing to watch. Give --config FILE with a table [profiles.NAME] that has a topic, "
+                "or --broker and --topic"
+            )
         ]
 
     def test_every_value_of_a_profile_reaches_its_spec(self, tmp_path: Path) -> None:
@@ -161,7 +163,7 @@ class TestTheFile:
             learn = "once"
             learn_after = 100
             model = { cell = "gru", layers = 2, hidden = 8, dropout = 0.1, horizons = [1, 4] }
-        """  # noqa: E501 (one inline table is one line)
+        """
         assert load(tmp_path, text).specs() == (
             ProfileSpec(
                 name="a",
@@ -441,8 +443,10 @@ class TestRefusals:
         text = '[mqtt]\nport = 0\nqos = 3\n[profiles.a]\ntopic = "#"\n[profiles.b]\ntopic = "b/{x}"\nlean = "x"\n'
         assert problems(tmp_path, text) == [
             "SENTINEL_MQTT__PROT: unknown name; did you mean SENTINEL_MQTT__PORT?",
-            's.toml:7: profiles.b.topic = "b/{x}": must not overlap profiles.a.topic = "#" (s.toml:5): '
-            "a topic belongs to one profile",
+            (
+                's.toml:7: profiles.b.topic = "b/{x}": must not overlap profiles.a.topic = "#" (s.toml:5): '
+                "a topic belongs to one profile"
+            ),
             "s.toml:2: mqtt.port = 0: must be a whole number from 1 to 65535",
             "s.toml:3: mqtt.qos = 3: must be a whole number from 0 to 1",
             'SENTINEL_HTTP__PORT: http.port = "none": must be a whole number from 0 to 65535',
@@ -501,8 +505,10 @@ class TestRefusals:
             ("mqtt://h/a", "must be a broker's address such as mqtt://host:1883, or mqtts://host:8883 for TLS"),
             (
                 "mqtt://me:hunter2@h",
-                "must not hold a password, which other users of the machine could read: "
-                "give a file that holds it in SENTINEL_MQTT__PASSWORD_FILE",
+                (
+                    "must not hold a password, which other users of the machine could read: "
+                    "give a file that holds it in SENTINEL_MQTT__PASSWORD_FILE"
+                ),
             ),
         ],
     )
@@ -519,8 +525,10 @@ class TestWarnings:
 
     def test_a_budget_near_the_ticks_between_alerts_is_said(self, tmp_path: Path) -> None:
         assert load(tmp_path, TOPIC + 'alert_budget = "1/day"').warnings(dt=3600.0) == [
-            'profiles.pump.alert_budget = "1/day" is one alert in 24 ticks of 1h: below 150, '
-            "single alerts cannot be told apart; choose a smaller budget"
+            (
+                'profiles.pump.alert_budget = "1/day" is one alert in 24 ticks of 1h: below 150, '
+                "single alerts cannot be told apart; choose a smaller budget"
+            )
         ]
 
     def test_what_has_no_effect_is_said(self, tmp_path: Path) -> None:

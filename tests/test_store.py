@@ -27,6 +27,7 @@ from sentinel.adapters.store import (
     MemoryStore,
     Row,
     Snapshot,
+    SnapshotReport,
     SnapshotWriter,
     Store,
     Turn,
@@ -70,6 +71,11 @@ def assert_same(entry: Entry, other: Entry) -> None:
 
 def seqs(turns: Iterable[Turn]) -> list[int]:
     return [turn.seq for turn in turns]
+
+
+def ended(writer: SnapshotWriter) -> SnapshotReport:
+    assert writer.report is not None
+    return writer.report
 
 
 class World(Protocol):
@@ -285,11 +291,9 @@ class StoreSuite:
 
     def test_the_writer_writes_in_the_background_and_reports(self, store: AnyStore) -> None:
         writer = SnapshotWriter(store.snapshot, saved=0.0)
-        assert writer.report is None
         assert writer.submit(3, 10.0, b"m", [("p", "d", b"1")])
         assert writer.wait(10.0)
-        report = writer.report
-        assert report is not None
+        report = ended(writer)
         assert (report.position, report.rows, report.error) == (3, 1, None)
         assert writer.age(12.5) == 2.5
         image = store.snapshot.load()
@@ -305,12 +309,11 @@ class StoreSuite:
                 gone = [("p", "gone"), ("p", "back")]
                 writer.submit(2, 2.0, b"", [("p", "a", b"2"), ("p", "b", bytes(20_000))], gone)
                 writer.wait()
-            assert writer.report is not None
-            assert writer.report.error
+            assert ended(writer).error
             assert writer.age(3.0) == 2.0
             writer.submit(3, 3.0, b"", [("p", "b", b"3"), ("p", "back", b"3")])
             writer.wait()
-            assert writer.report.error is None
+            assert ended(writer).error is None
             image = store.snapshot.load()
             assert image is not None
             assert sorted(image.rows) == [("p", "a", b"2"), ("p", "b", b"3"), ("p", "back", b"3")]
@@ -344,13 +347,13 @@ def test_the_writer_takes_one_snapshot_at_a_time() -> None:
     assert writer.submit(1, 1.0, b"", [])
     assert writer.busy
     assert not writer.submit(2, 2.0, b"", [])
+    assert writer.report is None
     assert not writer.wait(0.01)
     held.go.set()
     assert writer.wait(10.0)
     assert writer.submit(3, 3.0, b"", [])
     assert writer.wait(10.0)
-    assert writer.report is not None
-    assert writer.report.position == 3
+    assert ended(writer).position == 3
 
 
 @given(

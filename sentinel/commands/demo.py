@@ -30,7 +30,7 @@ from sentinel.errors import DataError, Unavailable
 from sentinel.simulate import FAULT_KINDS, PUMP, ROOM, Fault, Firing, Tally, tally
 
 HTTP_PORT = 9108
-LEARN_AFTER = 320  # ticks
+LEARN_AFTER = 250  # ticks
 _SETTLE = 8.0  # seconds from the last device that scores to the first fault
 _LAST_FAULT = 22.0  # seconds before the end in which no fault starts
 _POLL = 0.25

@@ -230,9 +230,9 @@ class _Network(nn.Module):
         self.others = 1.0 - torch.eye(channels)
         if start is not None:
             with torch.no_grad():
-                for name, parameter in self._named().items():
-                    if name in start and start[name].shape == parameter.shape:
-                        parameter.copy_(start[name])
+                for name, weight in self._named().items():
+                    if name in start and start[name].shape == weight.shape:
+                        weight.copy_(start[name])
 
     def _named(self) -> dict[str, Tensor]:
         named: dict[str, Tensor] = {}

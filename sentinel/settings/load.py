@@ -72,7 +72,7 @@ def load_settings(path: Path | str | None, *, overrides: Mapping[str, Any] | Non
         raise ConfigError(
             problems + [_problem(error, origins, in_file) for error in invalid.errors(include_url=False)]
         ) from None
-    settings._origins = given
+    settings._origins = given  # noqa: SLF001 (set once, by the package that makes it)
     problems += _file_problems(settings)
     if problems:
         raise ConfigError(problems)

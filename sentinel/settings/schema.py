@@ -427,8 +427,10 @@ class Settings(BaseSettings):
         if not self.profiles:
             raise ConfigError(
                 [
-                    "no profile: nothing to watch. Give --config FILE with a table [profiles.NAME] that has a topic, "
-                    "or --broker and --topic"
+                    (
+                        "no profile: nothing to watch. Give --config FILE with a table [profiles.NAME] that has a topic, "
+                        "or --broker and --topic"
+                    )
                 ]
             )
         return tuple(profile.spec(name) for name, profile in self.profiles.items())

@@ -89,7 +89,7 @@ class MemoryBroker:
         deadline = time.monotonic() + timeout
         with self._changed:
             self._turn()
-            while not (self._incoming and self.connected) and not self._woken:
+            while not (max_messages > 0 and self._incoming and self.connected) and not self._woken:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     break

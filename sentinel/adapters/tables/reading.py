@@ -75,7 +75,7 @@ class _Roles:
         return [*self.time, *(at for at in (self.device, self.label) if at is not None)]
 
 
-def read_table(  # noqa: PLR0913
+def read_table(
     path: Path,
     *,
     delimiter: str | None = None,

@@ -33,7 +33,7 @@ class ScoresWriter:
         names = [*COLUMNS, *(f"{channel}_{what}" for channel in channels for what in CHANNEL_COLUMNS)]
         self._write(",".join(_quoted(names)) + "\n")
 
-    def write(  # noqa: PLR0913
+    def write(
         self,
         *,
         time: npt.NDArray[np.bytes_] | Sequence[str],

@@ -282,7 +282,7 @@ class Decoder:
         name = readings.profile
         out.bad_values[name] = out.bad_values.get(name, 0) + int(wild.sum())
         values = np.where(wild, np.nan, readings.values)
-        keep: Bools = (~np.isnan(values)).any(axis=1)
+        keep: Bools = np.any(~np.isnan(values), axis=1, keepdims=True)[:, 0]
         for at in readings.message[~keep].tolist():
             if at not in readings.message[keep]:
                 out.fates[at] = Fate.BAD_VALUE

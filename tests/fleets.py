@@ -1,0 +1,52 @@
+"""Small made-up fleets for tests, and a detector learned from one."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from sentinel.model import learn as learning
+from sentinel.model.learn import Learned, Series, learn
+from sentinel.records import Channel, EventTime, Floats, ModelSpec, ProfileSpec, Readings
+
+CHANNELS = ("pressure", "flow", "heat")
+START = 1.7e9
+
+
+def healthy(ticks: int, device: int = 0, seed: int = 0) -> Floats:
+    """Coupled channels of one device, (T, 3)."""
+    rng = np.random.default_rng((seed, device))
+    load = np.sin(2 * np.pi * np.arange(ticks) / 50 + device) + 0.1 * rng.normal(size=ticks)
+    noise = rng.normal(size=(ticks, 3))
+    return np.stack([5 + load, 20 + 3 * load, 60 - 2 * load], axis=1) + noise * [0.05, 0.2, 0.2]
+
+
+def spec(**options: object) -> ProfileSpec:
+    """A profile of that fleet."""
+    channels = tuple(Channel(name, (name,), unit) for name, unit in zip(CHANNELS, ("bar", "m3/h", "°C"), strict=True))
+    given: dict[str, object] = {
+        "name": "pump",
+        "topic": "plant/{device}/telemetry",
+        "channels": channels,
+        "time": EventTime(("ts",)),
+        "model": ModelSpec(hidden=8, horizons=(1, 8)),
+        **options,
+    }
+    return ProfileSpec(**given)  # type: ignore[arg-type]
+
+
+@cache
+def learned(devices: int = 4, ticks: int = 400, declared: bool = False, cell: str = "lstm") -> Learned:
+    """Learned quickly from a few devices; good enough for properties, not for detection."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learning, "STEPS", 60)
+        series = [
+            Series(f"d{i}", START - ticks + np.arange(ticks, dtype=np.float64), healthy(ticks, i)) for i in range(devices)
+        ]
+        model = ModelSpec(cell=cell, hidden=8, horizons=(1, 8))  # type: ignore[arg-type]
+        return learn(series, [Channel(name) for name in CHANNELS], model, seed=1, declared=declared)
+
+
+def readings(devices: list[str], time: Floats, values: Floats, profile: str = "pump") -> Readings:
+    """One reading each."""
+    return Readings(profile, CHANNELS, devices, time, values, np.arange(len(devices)))

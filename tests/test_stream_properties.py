@@ -1,0 +1,184 @@
+"""Invariants 1, 2, 3, 5 and 6 of the stream, on generated fleets, exactly (same machine, same thread count)."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sentinel.records import Fate, Floats, Readings, Transition
+from sentinel.stream.pipeline import ProfileStream
+from tests import fleets
+
+CALM = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+TICKS = 48
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make(declared: bool = False) -> ProfileStream:
+    stream = ProfileStream(fleets.spec())
+    stream.keep_ticks = True
+    learned = fleets.learned(declared=declared)
+    for name in learned.devices:
+        stream.announce(name)
+    stream.adopt(learned.detector, learned.devices, learned.memory)
+    return stream
+
+
+def rows(devices: int, ticks: int = TICKS, seed: int = 7, faults: bool = True) -> list[tuple[str, float, Floats]]:
+    """A stream of single readings, in time order, of known and new devices, with holes and a fault."""
+    rng = np.random.default_rng(seed)
+    parts = [fleets.healthy(ticks, i, seed) for i in range(devices)]
+    if faults:
+        parts[0][30:40, 1] += 8.0
+    out = []
+    for t in range(ticks):
+        for i in range(devices):
+            values = parts[i][t].copy()
+            values[rng.random(3) < 0.05] = np.nan
+            if not np.isnan(values).all():
+                out.append((f"d{i}", fleets.START + t, values))
+    return out
+
+
+Scores = dict[tuple[str, float], tuple[float, ...]]
+
+
+def run(stream: ProfileStream, chunks: list[list[tuple[str, float, Floats]]]) -> tuple[Scores, list[Transition]]:
+    scores: Scores = {}
+    transitions = []
+    for chunk in chunks:
+        outcome, _ = stream.absorb(pack(chunk), fleets.START)
+        transitions += outcome.transitions
+        for ticks in outcome.ticks:
+            assert len(set(ticks.batch.slots.tolist())) == len(ticks.batch)
+            assert ticks.scored is not None
+            for at, slot in enumerate(ticks.batch.slots.tolist()):
+                key = stream.table.ids[slot], float(ticks.batch.time[at])
+                scores[key] = (float(ticks.scored.score[at]), float(ticks.scored.surprise[at]))
+    return scores, transitions
+
+
+def pack(chunk: list[tuple[str, float, Floats]]) -> Readings:
+    return fleets.readings([d for d, _, _ in chunk], np.array([t for _, t, _ in chunk]), np.array([v for _, _, v in chunk]))
+
+
+def same(a: Scores, b: Scores) -> None:
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        np.testing.assert_array_equal(value, b[key], err_msg=str(key))
+
+
+@CALM
+@given(st.integers(1, 20), st.lists(st.integers(0, 10_000), max_size=12), st.booleans())
+def test_chunking_a_stream_in_any_way_gives_the_same_scores_and_alerts(
+    devices: int, cuts: list[int], declared: bool
+) -> None:
+    given_rows = rows(devices)
+    whole, alerts = run(make(declared), [given_rows])
+    edges = sorted({0, len(given_rows), *(cut % len(given_rows) for cut in cuts)})
+    parts, other = run(make(declared), [given_rows[a:b] for a, b in zip(edges, edges[1:], strict=False)])
+    same(whole, parts)
+    assert sorted(t.alert.id + str(t.alert.seq) for t in alerts) == sorted(t.alert.id + str(t.alert.seq) for t in other)
+
+
+@CALM
+@given(st.integers(2, 20), st.randoms(use_true_random=False))
+def test_permuting_a_batch_permutes_its_outcomes(devices: int, random: object) -> None:
+    ticks = [[row for row in rows(devices) if row[1] == fleets.START + t] for t in range(TICKS)]
+    ordered, _ = run(make(), ticks)
+    for tick in ticks:
+        random.shuffle(tick)  # type: ignore[attr-defined]
+    shuffled, _ = run(make(), ticks)
+    same(ordered, shuffled)
+
+
+@CALM
+@given(st.integers(2, 20))
+def test_other_devices_readings_change_nothing(devices: int) -> None:
+    together, _ = run(make(), [rows(devices)])
+    alone, _ = run(make(), [[row for row in rows(devices) if row[0] == "d0"]])
+    same({key: value for key, value in together.items() if key[0] == "d0"}, alone)
+
+
+@CALM
+@given(st.integers(1, TICKS - 1))
+def test_a_score_never_depends_on_the_future(cut: int) -> None:
+    given_rows = rows(3)
+    whole, _ = run(make(), [given_rows])
+    end = fleets.START + cut
+    until = [row for row in given_rows if row[1] < end]
+    earlier, _ = run(make(), [until])
+    same({key: value for key, value in whole.items() if key[1] < end}, earlier)
+
+
+@CALM
+@given(st.integers(1, TICKS - 1), st.booleans())
+def test_a_snapshot_and_the_rest_equal_the_uninterrupted_run(cut: int, declared: bool) -> None:
+    given_rows = rows(5)
+    whole, alerts = run(make(declared), [given_rows])
+    at = sum(row[1] < fleets.START + cut for row in given_rows)
+    first = make(declared)
+    before, begun = run(first, [given_rows[:at]])
+    slots = np.array(list(first.table))
+    saved = list(zip([first.table.ids[slot] for slot in slots], first.rows(slots), strict=True))
+    second = ProfileStream(fleets.spec())
+    second.keep_ticks = True
+    second.restore(first.export(), first.detector, saved)
+    after, ended = run(second, [given_rows[at:]])
+    same(whole, before | after)
+    assert [t.alert for t in alerts] == [t.alert for t in begun + ended]
+
+
+def test_a_tick_is_an_anomaly_exactly_where_the_score_reaches_one_and_shares_sum_to_one() -> None:
+    stream = make()
+    outcome, _ = stream.absorb(pack(rows(4)), fleets.START)
+    scores = [float(s) for ticks in outcome.ticks if ticks.scored for s in ticks.scored.score]
+    assert outcome.anomalies.get("prediction", 0) == sum(score >= 1 for score in scores) > 0
+    alerts = [t.alert for t in outcome.transitions if t.alert.kind == "prediction"]
+    assert alerts
+    for alert in alerts:
+        assert math.isclose(sum(view.share for view in alert.channels), 1.0, rel_tol=1e-6)
+        assert alert.score is not None
+        assert alert.score >= 1
+
+
+def test_scoring_mutates_neither_its_input_nor_what_it_returned() -> None:
+    stream = make()
+    given_rows = rows(4)
+    readings = pack(given_rows)
+    time, values = readings.time.copy(), readings.values.copy()
+    outcome, _ = stream.absorb(readings, fleets.START)
+    np.testing.assert_array_equal(readings.time, time)
+    np.testing.assert_array_equal(readings.values, values)
+    scored = outcome.ticks[0].scored
+    assert scored is not None
+    kept = scored.score.clone()
+    readings.values[:] = 99.0
+    stream.absorb(pack([(d, t + TICKS, v) for d, t, v in given_rows]), fleets.START)
+    assert torch.equal(kept.nan_to_num(), scored.score.nan_to_num())
+
+
+@CALM
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 8)), min_size=1, max_size=60))
+def test_each_reading_has_one_fate_and_ticks_run_forward_in_time(order: list[tuple[int, int]]) -> None:
+    stream = make()
+    given_rows = [(f"d{d}", fleets.START + t, np.array([t + 0.5, 1.0, d])) for d, t in order]
+    outcome, codes = stream.absorb(pack(given_rows), fleets.START)
+    assert sum(outcome.fates.values()) == len(codes) == len(order)
+    assert outcome.count == outcome.fates.get(Fate.ACCEPTED, 0)
+    last: dict[int, float] = {}
+    for ticks in outcome.ticks:
+        for slot, time in zip(ticks.batch.slots.tolist(), ticks.batch.time.tolist(), strict=True):
+            assert time >= last.get(slot, -math.inf)
+            last[slot] = time
