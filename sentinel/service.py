@@ -6,6 +6,7 @@ Slow work is elsewhere: learning in a process of its own, snapshots and HTTP in 
 """
 
 import base64
+import os
 import subprocess
 import sys
 import time
@@ -64,6 +65,7 @@ class Learner:
         self._process: subprocess.Popen[str] | None = None
         self._next_at = 0.0  # ticks at which to learn next
         self._retry_at = 0.0
+        self._rest = b""
 
     @property
     def busy(self) -> bool:
@@ -94,7 +96,7 @@ class Learner:
         champion = detector.version if detector is not None else None
         job = trainer.Job(str(self._store), self.stream.spec, self._seed, champion)
         self._next_at = 2.0 * total
-        self.stage = "fitting"
+        self.stage, self._rest = "fitting", b""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "sentinel.trainer"],
             stdin=subprocess.PIPE,
@@ -106,7 +108,7 @@ class Learner:
         self._process.stdin.write(job.dump())
         self._process.stdin.close()
         if self._process.stdout is not None:
-            _unblock(self._process.stdout.fileno())
+            os.set_blocking(self._process.stdout.fileno(), False)
         log.info("learning", profile=self.stream.spec.name, ticks=total, devices=len(self.stream.table))
 
     def poll(self, now: float) -> str | None:
@@ -115,9 +117,10 @@ class Learner:
         if process is None or process.stdout is None:
             return None
         code = process.poll()
-        said = process.stdout.read() or ""
+        said = _read_now(process.stdout.fileno())
         last: dict[str, Any] = {}
-        for line in said.splitlines():
+        *lines, self._rest = (self._rest + said).split(b"\n")
+        for line in lines:
             try:
                 last = orjson.loads(line)
             except orjson.JSONDecodeError:
@@ -150,11 +153,15 @@ class Learner:
             self._process = None
 
 
-def _unblock(descriptor: int) -> None:
-    import fcntl
-    import os
-
-    fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_NONBLOCK)
+def _read_now(descriptor: int) -> bytes:
+    """What a descriptor that does not block holds."""
+    parts = []
+    try:
+        while part := os.read(descriptor, 1 << 16):
+            parts.append(part)
+    except BlockingIOError:
+        pass
+    return b"".join(parts)
 
 
 class Service:
@@ -212,6 +219,7 @@ class Service:
         self._suppressed = 0
         self._counted = {"reconnects": 0, "dropped": 0}
         self._store_error = ""
+        self._committed = 0.0
         self._deaf_reason = ""
 
     def _store_path(self) -> Path:
@@ -344,11 +352,8 @@ class Service:
         self._held.append(partial(self._publish, transitions, arrivals))
         self._held.append(partial(self.broker.acknowledge, messages))
         self._commit(list(turn.entries), now)
-        ended = time.perf_counter()
-        readings = sum(len(entry) for entry in turn.entries)
         self.metrics.observe("score", scored - began)
-        self.metrics.observe("journal", ended - scored)
-        self.metrics.turn(ended - began, readings)
+        self.metrics.turn(time.perf_counter() - began, sum(len(entry) for entry in turn.entries))
         if turn.entries:
             newest = max(float(entry.time.max()) for entry in turn.entries)
             self.metrics.ingest_lag(now - newest)
@@ -357,10 +362,12 @@ class Service:
         """Journal entries and do what waits for it; keep all of it where the disk is away."""
         if entries:
             self._unwritten.append((entries, now))
+        began = time.perf_counter()
         try:
             while self._unwritten:
                 self._position = self.store.journal.append(*self._unwritten[0])
                 self._unwritten.pop(0)
+                self._committed = now
         except Unavailable as error:
             if not self._store_error:
                 log.error("journal is away; not reading until it is back", reason=str(error))
@@ -369,9 +376,12 @@ class Service:
         if self._store_error:
             log.info("journal is back")
             self._store_error = ""
+        written = time.perf_counter()
         held, self._held = self._held, []
         for act in held:
             act()
+        self.metrics.observe("journal", written - began)
+        self.metrics.observe("publish", time.perf_counter() - written)
 
     def _publish(self, transitions: Sequence[Transition], arrivals: Sequence[float]) -> None:
         latencies = []
@@ -436,7 +446,7 @@ class Service:
             for kind, n in outcome.anomalies.items():
                 self.metrics.anomalies(name, kind, n)
         for name, n in bad.items():
-            self.metrics.values_dropped(name, {"not_finite": n})
+            self.metrics.values_dropped(name, {"bad_value": n})
         for name, n in unknown.items():
             self.metrics.unknown_channels(name, n)
 
@@ -542,7 +552,7 @@ class Service:
                 "failure": learner.failure,
             }
         metrics.set_devices(view)
-        metrics.journal(self.store.journal.bytes(), now)
+        metrics.journal(self.store.journal.bytes(), self._committed)
         if self._writer.report is not None and not self._writer.report.error:
             metrics.snapshot(now - self._writer.age(now))
         status = orjson.dumps(
@@ -609,11 +619,10 @@ class Service:
                 if stream is None:
                     log.warning("profile is no longer configured; its devices are left", profile=name)
                     continue
-                detector = self._load(name, data["model"]) if data["model"] else None
-                if data["model"] and detector is None:
+                if data["model"] and not self._load(name, data["model"]):
                     continue
                 try:
-                    stream.restore(data, detector, rows.get(name, []))
+                    stream.restore(data, stream.detector, rows.get(name, []))
                 except (ValueError, KeyError) as error:
                     msg = f"snapshot of profile {name} does not fit: {error}; move {self._store_path()} away to start anew"
                     raise StoreError(msg) from None
@@ -670,14 +679,17 @@ class Service:
             self._commit([Promotion(name, detector.version)], self._clock())
             log.info("trained model", profile=name, version=detector.version, path=str(saved[0].path))
 
-    def _load(self, name: str, version: str) -> Any:
+    def _load(self, name: str, version: str) -> bool:
+        """Run the model that a snapshot names; False: it cannot be used, and its profile starts anew."""
+        stream = self.pipeline.profiles[name]
         try:
-            detector, manifest, _ = trainer.load(self.store.models, name, version)
+            detector, manifest, tensors = trainer.load(self.store.models, name, version)
+            trainer.take_over(stream, trainer.shadow(stream.spec, detector, manifest, tensors))
         except ModelError as error:
             log.error("model refused; its profile starts anew", profile=name, version=version, reason=str(error))
-            return None
+            return False
         self.metrics.model(name, version, detector.spec.cell, float(manifest["trained"]))
-        return detector
+        return True
 
     # --- how it is ---
 

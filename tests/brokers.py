@@ -20,6 +20,8 @@ from paho.mqtt.enums import CallbackAPIVersion
 from sentinel.adapters.mqtt.memory import Delivery
 from tests.servers import binary, free_port
 
+__all__ = ["Link", "Mosquitto", "PlainClient", "free_port", "plain_client", "wait_until"]
+
 
 def wait_until(condition: Callable[[], object], timeout: float = 10.0, what: str = "") -> None:
     """Poll until `condition` is true; fails the test after `timeout` seconds."""

@@ -124,7 +124,7 @@ class TestValues:
         for _ in range(2):
             metrics.messages({Fate.ACCEPTED: 3, Fate.BAD_SYNTAX: 1})
             metrics.readings("pump", {Fate.LATE: 2})
-            metrics.values_dropped("pump", {"not_finite": 4})
+            metrics.values_dropped("pump", {"bad_value": 4})
             metrics.unknown_channels("pump", 5)
             metrics.ticks("pump", 6)
             metrics.anomalies("pump", "prediction", 7)
@@ -137,7 +137,7 @@ class TestValues:
             "accepted": value(registry, "sentinel_messages_total", outcome="accepted"),
             "syntax": value(registry, "sentinel_messages_total", outcome="bad_syntax"),
             "late": value(registry, "sentinel_readings_total", profile="pump", outcome="late"),
-            "values": value(registry, "sentinel_values_dropped_total", profile="pump", reason="not_finite"),
+            "values": value(registry, "sentinel_values_dropped_total", profile="pump", reason="bad_value"),
             "unknown": value(registry, "sentinel_unknown_channels_total", profile="pump"),
             "ticks": value(registry, "sentinel_ticks_total", profile="pump"),
             "anomalies": value(registry, "sentinel_anomalies_total", profile="pump", kind="prediction"),
@@ -175,11 +175,11 @@ class TestValues:
         assert value(registry, "sentinel_devices", profile="pump", state="scoring") == 4
 
     def test_durations_are_observed_in_seconds(self, registry: CollectorRegistry, metrics: Metrics) -> None:
-        metrics.observe("step", 0.002)
+        metrics.observe("score", 0.002)
         metrics.turn(0.02, readings=7)
         metrics.publish_to_alert([0.003, 0.3])
-        assert value(registry, "sentinel_stage_seconds_sum", stage="step") == 0.002
-        assert value(registry, "sentinel_stage_seconds_count", stage="decode") == 0
+        assert value(registry, "sentinel_stage_seconds_sum", stage="score") == 0.002
+        assert value(registry, "sentinel_stage_seconds_count", stage="journal") == 0
         assert value(registry, "sentinel_turn_seconds_bucket", le="0.025") == 1
         assert value(registry, "sentinel_batch_readings_bucket", le="4.0") == 0
         assert value(registry, "sentinel_batch_readings_bucket", le="16.0") == 1

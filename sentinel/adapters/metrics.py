@@ -20,9 +20,9 @@ from prometheus_client.registry import Collector
 from sentinel import __version__
 from sentinel.records import ALERT_KINDS, DEVICE_STATES, FATES, AlertKind, Bools, DeviceState, Fate, Floats, Ints
 
-Stage = Literal["receive", "decode", "score", "step", "journal", "publish", "acknowledge", "snapshot"]
+Stage = Literal["score", "journal", "publish"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-ValueDrop = Literal["wrong_type", "not_finite", "too_large"]
+ValueDrop = Literal["bad_value"]
 VALUE_DROPS: tuple[ValueDrop, ...] = get_args(ValueDrop)
 
 OPEN: tuple[str, ...] = ()

@@ -1,6 +1,355 @@
-"""report.html (stub until written)."""
+"""report.html: one file that opens offline, with all that a backtest found, in words and plots.
+
+Axes: T rows of a device, F channels.
+"""
+
+import base64
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from html import escape
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sentinel import __version__
 from sentinel.backtest import Result
+from sentinel.errors import DataError
+from sentinel.records import Alert, Floats
+from sentinel.stream.alerts import duration, quantity
+
+MOST_DEVICES = 50  # with plots; those with the most alerts
+MOST_NUMBERS = 6_000_000  # in all plots, 4 bytes each
+MOST_LINES = 500  # of a table
+FLAGGED, LABELLED, LEARNED = 1, 2, 4
+DATED = 1e8  # seconds; smaller times are row numbers or seconds from a start
+SHORT = 1.0  # device-weeks; less cannot tell a budget of alerts a week
+
+
 def write_report(path: Path, result: Result, summary: dict[str, Any]) -> None:
-    path.write_text("<html></html>")
+    """Write the report. Times are UTC.
+
+    Raises:
+        DataError: `path` cannot be written.
+    """
+    shown = _chosen(result)
+    page = _page(result, summary, shown)
+    try:
+        path.write_text(page, encoding="utf-8", errors="replace")
+    except OSError as error:
+        msg = f"{path} cannot be written ({error.strerror}); check the folder"
+        raise DataError(msg) from error
+
+
+def _page(result: Result, summary: dict[str, Any], shown: Sequence[int]) -> str:
+    script, style = (files("sentinel.commands").joinpath(f"_report.{kind}").read_text("utf-8") for kind in ("js", "css"))
+    only = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{only}'"
+    data = json.dumps(_data(result, shown), separators=(",", ":"))
+    for mark in "<>&":  # nothing in the data can end its element
+        data = data.replace(mark, f"\\u{ord(mark):04x}")
+    return "\n".join(
+        [
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>Backtest: {escape(_covered(result))}</title>",
+            f"<style>{style}</style>\n</head>\n<body>",
+            *_head(result, summary),
+            "<main>",
+            *_alerts(result, shown),
+            *_events(result, shown),
+            *_plots(result, shown),
+            "</main>",
+            *_foot(summary),
+            f'<script type="application/json" id="data">{data}</script>',
+            f"<script>{script}</script>\n</body>\n</html>\n",
+        ]
+    )
+
+
+# --- in words ---
+
+
+def _head(result: Result, summary: dict[str, Any]) -> Iterator[str]:
+    yield f"<header>\n<h1>Backtest</h1>\n<p class=lead>{escape(_sentence(result, summary))}</p>"
+    yield f"<p class=dim>{escape(_covered(result))}</p>"
+    channels = summary["channels"]
+    cards = [
+        (
+            "rows",
+            f"{summary['rows']:,}",
+            f"{summary['rows_learned']:,} learned from, {summary['rows_scored']:,} scored, "
+            f"{summary['rows_flagged']:,} flagged",
+            "",
+        ),
+        (
+            "devices",
+            f"{summary['devices']:,}",
+            f"{len(channels)} channel{'s' * (len(channels) != 1)}: {_some(channels)}",
+            "",
+        ),
+        _rate_card(summary),
+    ]
+    labels = summary.get("labels")
+    if labels:
+        cards += _label_cards(labels)
+    yield "<dl class=cards>"
+    for name, big, small, tone in cards:
+        yield (
+            f'<div class=card><dt>{escape(name)}</dt><dd class="big {tone}">{escape(big)}</dd>'
+            f"<dd class=dim>{escape(small)}</dd></div>"
+        )
+    yield "</dl>\n</header>"
+
+
+def _rate_card(summary: dict[str, Any]) -> tuple[str, str, str, str]:
+    rate, budget, weeks = (
+        summary[key] for key in ("alerts_per_device_week", "alert_budget_per_device_week", "device_weeks")
+    )
+    name, allowed = "alarms per device and week", f"budget {quantity(budget)}" if budget else "no budget: off"
+    if rate is None:
+        return name, "–", allowed, ""
+    starts = summary["alerts"].get("prediction", 0)
+    over = f"{starts} in {_weeks(weeks)}"
+    if weeks < SHORT:
+        return name, quantity(rate), f"{allowed}; {over}: too short to tell", ""
+    return name, quantity(rate), f"{allowed}; {over}", "good" if rate <= budget else "bad"
+
+
+def _label_cards(labels: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    delay, missed = labels["median_delay_seconds"], labels["events"] - labels["events_found"]
+    small = "none is labelled in the rows that were scored" if not labels["events"] else f"{missed} missed"
+    if delay is not None:
+        small += f"; median delay {duration(delay)}"
+    tone = "" if not labels["events"] else "good" if not missed else "bad"
+    yield "labelled events found", f"{labels['events_found']} of {labels['events']}", small, tone
+    if labels["f1"] is not None:
+        false, miss = labels["false_alarm_rate"], labels["missed_alarm_rate"]
+        said = [
+            f"{share:.1%} of {rows} rows {verb}"
+            for share, rows, verb in ((false, "normal", "flagged"), (miss, "labelled", "not flagged"))
+            if share is not None
+        ]
+        yield "rows against labels, F1", f"{labels['f1']:.2f}", "; ".join(said), ""
+
+
+def _sentence(result: Result, summary: dict[str, Any]) -> str:
+    count = len(result.final)
+    kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(summary["alerts"].items()))
+    text = f"{count} alert{'s' * (count != 1)}" + (f" ({kinds})" if count else "")
+    busy = len({alert.device for alert in result.final})
+    devices = summary["devices"]
+    text += f" on {busy} of {devices} devices" if devices > 1 else f" on {result.devices[0]}"
+    if summary["device_weeks"]:
+        text += f" in {_weeks(summary['device_weeks'])} of watching"
+    labels = summary.get("labels")
+    if labels and labels["events"]:
+        text += f"; {labels['events_found']} of {labels['events']} labelled events found"
+        if labels["median_delay_seconds"] is not None:
+            text += f", typically after {duration(labels['median_delay_seconds'])}"
+    return text + "."
+
+
+def _alerts(result: Result, shown: Sequence[int]) -> Iterator[str]:
+    final = result.final
+    yield f"<h2>Alerts</h2>{_left_out(len(final))}"
+    if not final:
+        yield "<p class=dim>None.</p>"
+        return
+    yield '<div class=scroll tabindex=0 role=region aria-label="Alerts"><table><thead><tr><th>Began'
+    yield "<th>Lasted<th>Kind<th>Severity<th>Highest score<th>What</tr></thead><tbody>"
+    for alert in final[:MOST_LINES]:
+        end = alert.ended if alert.ended is not None else alert.updated
+        lasted = duration(end - alert.started) + (", still open at the end" if alert.ended is None else "")
+        score = "–" if alert.score is None else f"{alert.score:.2f}"
+        when = _link(result, shown, alert.device, alert.started, _until(result, alert))
+        yield (
+            f"<tr><td class=time>{when}<td>{lasted}<td>{escape(alert.kind)}<td>{escape(alert.severity)}"
+            f"<td class=number>{score}<td>{escape(alert.message.removesuffix('; resolved'))}</tr>"
+        )
+    yield "</tbody></table></div>"
+
+
+def _events(result: Result, shown: Sequence[int]) -> Iterator[str]:
+    events = result.events()
+    if not events:
+        return
+    yield f"<h2>Labelled events</h2>{_left_out(len(events))}"
+    yield '<div class=scroll tabindex=0 role=region aria-label="Labelled events"><table><thead><tr><th>Began'
+    yield "<th>Lasted<th>Device<th>Found</tr></thead><tbody>"
+    for event in events[:MOST_LINES]:
+        begin, end = float(result.time[event.first]), float(result.time[event.last])
+        found = "<b class=bad>missed</b>" if event.delay is None else f"<b class=good>found</b> after {duration(event.delay)}"
+        yield (
+            f"<tr><td class=time>{_link(result, shown, event.device, begin, end)}<td class=number>{duration(end - begin)}"
+            f"<td>{escape(event.device)}<td>{found}</tr>"
+        )
+    yield "</tbody></table></div>"
+
+
+def _plots(result: Result, shown: Sequence[int]) -> Iterator[str]:
+    yield '<h2 id="plots-title">Values and score</h2>'
+    if len(shown) < len(result.devices):
+        yield f"<p class=dim>Plots of {len(shown)} of the {len(result.devices):,} devices: those with the most alerts.</p>"
+    yield '<div class=bar role=toolbar aria-label="What the plots show"><label>Device <select id=device></select></label>'
+    for name, text, title in (
+        ("previous", "‹ alert", "Previous alert (p)"),
+        ("next", "alert ›", "Next alert (n)"),
+        ("left", "←", "Earlier (left arrow)"),
+        ("right", "→", "Later (right arrow)"),
+        ("in", "+", "Zoom in (+)"),
+        ("out", "−", "Zoom out (-)"),
+        ("reset", "All", "Show all of it (0)"),
+    ):
+        yield f'<button id={name} type=button title="{title}" aria-label="{title}">{text}</button>'
+    yield '<span id=span class=span role=status></span></div>\n<div class=legend aria-hidden="true">'
+    for name, colour in (("value", "value"), ("expected", "expected"), ("score", "score"), ("flagged", "flag")):
+        yield f'<span class=line style="--c:var(--{colour})">{name}</span>'
+    yield '<span style="--c:var(--band)">expected band (±3 σ)</span><span style="--c:var(--alert)">alert</span>'
+    yield '<span style="--c:var(--label-fill);--b:3px;--d:var(--label)">labelled</span>'
+    yield '<span style="--c:var(--learned)">learned from</span></div>'
+    yield "<p class=dim>Drag to zoom, shift and drag to pan, double-click for all of it; wheel zooms once a plot was"
+    yield "clicked, or with Ctrl. Keys: arrows, + − 0, n and p for the next and previous alert. <span id=thinned></span></p>"
+    yield '<div id=plots tabindex=0 role=group aria-label="Plots; arrow keys pan, plus and minus zoom, 0 shows all"></div>'
+    yield "<noscript><p>The plots need JavaScript; all numbers are in scores.csv.</p></noscript>"
+
+
+def _foot(summary: dict[str, Any]) -> Iterator[str]:
+    yield "<footer>"
+    for note in summary.get("notes", [])[:20]:
+        yield f"{escape(note)}<br>"
+    yield "A row is flagged where its score reaches 1, the threshold that the budget implies, or where it breaks a rule. "
+    yield f"Times are UTC. Written by sentinel {escape(__version__)}.</footer>"
+
+
+def _link(result: Result, shown: Sequence[int], device: str, begin: float, end: float) -> str:
+    """A time that leads to its place in the plots, where the device has any."""
+    at = result.devices.index(device) if device in result.devices else -1
+    when = escape(_moment(result, begin))
+    if at not in shown:
+        return when
+    place = f'data-device="{shown.index(at)}" data-from="{begin!r}" data-to="{end!r}"'
+    return f'<button type=button title="Show in the plots" {place}>{when}</button>'
+
+
+def _left_out(count: int) -> str:
+    return f"<p class=dim>The first {MOST_LINES} of {count:,}.</p>" if count > MOST_LINES else ""
+
+
+def _covered(result: Result) -> str:
+    begin, end = float(result.time.min()), float(result.time.max())
+    return f"{_some(result.devices)}: {_moment(result, begin)} to {_moment(result, end)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4:,} more" if len(names) > 4 else "")
+
+
+def _weeks(weeks: float) -> str:
+    return f"{weeks:.1f} device-weeks" if weeks >= SHORT else duration(weeks * 7 * 86400)
+
+
+def _dated(result: Result) -> bool:
+    return float(np.median(result.time)) > DATED
+
+
+def _moment(result: Result, time: float) -> str:
+    if not _dated(result):
+        return f"{time:.15g} s"
+    try:
+        return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return f"{time:.15g} s"
+
+
+# --- in plots ---
+
+
+def _until(result: Result, alert: Alert) -> float:
+    """Where an alert's shade ends: of one that is still open, with the data."""
+    return alert.ended if alert.ended is not None else max(float(result.time.max()), alert.updated)
+
+
+def _chosen(result: Result) -> list[int]:
+    """Devices to plot: most alerts first, then most flagged rows, then in input order."""
+    alerts = Counter(alert.device for alert in result.final)
+    flagged = np.bincount(result.device[result.anomaly], minlength=len(result.devices))
+    order = sorted(range(len(result.devices)), key=lambda at: (-alerts[result.devices[at]], -int(flagged[at])))
+    rows, numbers = np.bincount(result.device, minlength=len(result.devices)), 0
+    out: list[int] = []
+    for at in order[:MOST_DEVICES]:
+        numbers += int(rows[at]) * _numbers(result)
+        if out and numbers > MOST_NUMBERS:
+            break
+        out.append(at)
+    return out
+
+
+def _numbers(result: Result) -> int:
+    """Numbers that a row takes: its time (two), score, and four a channel."""
+    return 3 + 4 * len(result.channels)
+
+
+def _data(result: Result, shown: Sequence[int]) -> dict[str, Any]:
+    """What the script reads."""
+    units = {view.name: view.unit for alert in result.final for view in alert.channels}
+    return {
+        "dated": _dated(result),
+        "interval": result.interval,
+        "channels": [{"name": name, "unit": units.get(name, "")} for name in result.channels],
+        "devices": [_device(result, at) for at in shown],
+    }
+
+
+def _device(result: Result, at: int) -> dict[str, Any]:
+    """One device's rows in time order, thinned where they are too many."""
+    rows = np.flatnonzero(result.device == at)
+    rows = rows[np.argsort(result.time[rows], kind="stable")]
+    flags = (FLAGGED * result.anomaly[rows] + LEARNED * result.learned[rows]).astype(np.uint8)
+    if result.label is not None:
+        flags |= (LABELLED * (result.label[rows] == 1)).astype(np.uint8)
+    every = -(-2 * len(rows) * _numbers(result) // MOST_NUMBERS) if len(rows) * _numbers(result) > MOST_NUMBERS else 1
+    name = result.devices[at]
+    # A forecast that float32 cannot hold is none.
+    drawn = [np.where(np.abs(part[rows]) < 1e38, part[rows], np.nan) for part in (result.expected, result.low, result.high)]
+    least, most = np.fmin, np.fmax
+    values = _thin(result.values[rows], every, least, most)
+    expected = _thin(drawn[0], every, least, most)
+    low, high = _thin(drawn[1], every, least, least), _thin(drawn[2], every, most, most)
+    return {
+        "id": name,
+        "every": every,
+        "time": _base64(_thin(result.time[rows], every, least, most), "<f8"),
+        "score": _base64(_thin(result.score[rows], every, most, most), "<f4"),
+        "flags": _base64(_thin(flags, every, np.bitwise_or, np.bitwise_or), "u1"),
+        "series": [
+            [_base64(part[:, channel], "<f4") for part in (values, expected, low, high)]
+            for channel in range(len(result.channels))
+        ],
+        "alerts": [
+            {"from": alert.started, "to": _until(result, alert), "kind": alert.kind}
+            for alert in result.final
+            if alert.device == name
+        ],
+    }
+
+
+def _thin(column: npt.NDArray[Any], every: int, first: np.ufunc, second: np.ufunc) -> npt.NDArray[Any]:
+    """For each `every` rows two: what `first` and `second` make of them. NaN counts only where there is nothing else."""
+    if every == 1:
+        return column
+    begins = np.arange(0, len(column), every)
+    pair = np.stack([reduce.reduceat(column, begins, axis=0) for reduce in (first, second)], axis=1)
+    out: npt.NDArray[Any] = pair.reshape(-1, *column.shape[1:])
+    return out
+
+
+def _base64(column: Floats | npt.NDArray[Any], dtype: str) -> str:
+    with np.errstate(over="ignore"):
+        return base64.b64encode(np.ascontiguousarray(column, dtype)).decode()

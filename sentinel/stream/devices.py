@@ -151,6 +151,8 @@ class DeviceTable:
 
     def pack(self, slots: Ints) -> list[bytes]:
         """The slots' contents as bytes, for a snapshot."""
+        if not len(slots):
+            return []
         parts = [getattr(self, name)[slots].reshape(len(slots), -1) for name in (*_COLUMNS, *_PER_CHANNEL)]
         raw = np.concatenate([np.ascontiguousarray(part).view(np.uint8) for part in parts], axis=1)
         return [row.tobytes() for row in raw]

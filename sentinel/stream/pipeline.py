@@ -46,6 +46,9 @@ SILENCE_LEAST = 300.0  # seconds; with `silence_after = "auto"` no device is sil
 SILENCE_INTERVALS = 10.0
 _USED = FATE_CODE[Fate.ACCEPTED]
 
+Memory = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""What `Slabs.take` gives: records, forecasts ahead, errors, a row a device."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ticks:
@@ -99,6 +102,8 @@ class ProfileStream:
         self.keep_ticks = False  # whether outcomes hold their ticks; a daemon has no use for them
         self._given: Mapping[str, Channel] = {channel.name: channel for channel in spec.channels or ()}
         self._columns: Ints = np.zeros(0, dtype=np.int64)
+        self._learned: dict[str, int] = {}  # devices that the model was learned from, and their row in `_memory`
+        self._memory: Memory | None = None
         self._score: Floats = np.full(self.table.capacity, np.nan)
 
     # --- inputs ---
@@ -179,9 +184,12 @@ class ProfileStream:
         self._begin(new)
 
     def adopt(
-        self, detector: Detector, devices: Sequence[str] = (), memory: tuple[torch.Tensor, ...] | None = None
+        self, detector: Detector, devices: Sequence[str] = (), memory: Memory | None = None
     ) -> None:
-        """Run `detector` from here on; the devices named take the memory given, others begin as new ones."""
+        """Run `detector` from here on; the devices named take the memory given, now or when they first appear.
+
+        Others begin as new devices of the profile.
+        """
         self._know(detector.channels)
         raised = self._raises()
         self.detector = detector
@@ -189,13 +197,9 @@ class ProfileStream:
         self.slabs = Slabs(self.scorer.layout, self.scorer.device, self.table.capacity)
         self._columns = np.array([self.channels.index(name) for name in detector.channels], dtype=np.int64)
         self.scorer.begin(self.slabs, torch.arange(self.table.capacity))
-        if memory is not None:
-            rows, take = [], []
-            for at, device in enumerate(devices):
-                if (slot := self.table.slot_of.get(device)) is not None:
-                    rows.append(slot)
-                    take.append(at)
-            self.slabs.put(torch.tensor(rows, dtype=torch.long), (memory[0][take], memory[1][take], memory[2][take]))
+        self._learned = {device: at for at, device in enumerate(devices)}
+        self._memory = memory
+        self._recall(list(self.table))
         if raised is not None:
             self.scorer.layout.view(self.slabs.records, "raised")[: len(raised)] = raised
         self.rules.learned(self.channels, detector.channels, detector.longest_run)
@@ -233,7 +237,7 @@ class ProfileStream:
     def rows(self, slots: Ints) -> list[bytes]:
         """Rows of some devices: their slot in the table, then their memory."""
         packed = self.table.pack(slots)
-        if self.slabs is None:
+        if self.slabs is None or not packed:
             return packed
         parts = [part.cpu().numpy().reshape(len(slots), -1) for part in self.slabs.take(torch.from_numpy(slots))]
         memory = np.concatenate([np.ascontiguousarray(part).view(np.uint8) for part in parts], axis=1)
@@ -241,6 +245,8 @@ class ProfileStream:
 
     def restore(self, data: Mapping[str, Any], detector: Detector | None, rows: Iterable[tuple[str, bytes]]) -> None:
         """Become what `export` and `rows` saw. Only for a stream that has no devices yet.
+
+        Where `detector` is the one that the stream runs already, the devices that it was learned from stay known.
 
         Raises:
             ValueError: the rows are not of this detector and these channels.
@@ -252,7 +258,7 @@ class ProfileStream:
             raw.append(np.frombuffer(row, dtype=np.uint8))
         slots = np.array([self.table.add(device) for device in devices], dtype=np.int64)
         self._begin(slots.tolist())
-        if detector is not None:
+        if detector is not None and detector is not self.detector:
             self.adopt(detector)
         if len(slots):
             block = np.stack(raw)
@@ -326,6 +332,16 @@ class ProfileStream:
             if self.table.capacity > len(self.slabs):
                 self.slabs.resize(self.table.capacity)
             self.scorer.begin(self.slabs, torch.tensor(new))
+            self._recall(new)
+
+    def _recall(self, slots: Sequence[int]) -> None:
+        """Give devices that the model was learned from their memory."""
+        known = [(slot, self._learned[self.table.ids[slot]]) for slot in slots if self.table.ids[slot] in self._learned]
+        if not known or self._memory is None or self.slabs is None:
+            return
+        rows, take = torch.tensor([slot for slot, _ in known]), [at for _, at in known]
+        records, ahead, errors = self._memory
+        self.slabs.put(rows, (records[take], ahead[take], errors[take]))
 
     def _forget(self, slot: int, now: float) -> list[Transition]:
         out = self.book.forget(self.table.ids[slot], now)

@@ -36,10 +36,7 @@ def connect(file: Path, schema: Schema, *, synchronous: str = "NORMAL", read_onl
     except sqlite3.Error as error:
         raise _unusable(file, error) from error
     try:
-        if not _is_ours(connection, file, schema):
-            if read_only:
-                raise StoreError(f"{file} holds nothing yet; start `sentinel run` on this store first")
-            _create(connection, schema)
+        _prepare(connection, file, schema, read_only=read_only)
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
         if not read_only:
@@ -84,19 +81,20 @@ def pragma(connection: sqlite3.Connection, name: str) -> int:
     return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
 
 
-def _is_ours(connection: sqlite3.Connection, file: Path, schema: Schema) -> bool:
-    """Whether the file has our tables; False if it is empty. Raises StoreError for anything else."""
+def _prepare(connection: sqlite3.Connection, file: Path, schema: Schema, *, read_only: bool) -> None:
+    """Make sure that our tables are there. Raises StoreError if the file is not ours."""
     found, version = pragma(connection, "application_id"), pragma(connection, "user_version")
     if found == 0 and version == 0 and not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-        return False
-    if found != schema.application_id:
+        if read_only:
+            raise StoreError(f"{file} holds nothing yet; start `sentinel run` on this store first")
+        _create(connection, schema)
+    elif found != schema.application_id:
         raise StoreError(f"{file} belongs to another program; move it away or choose another [store] path")
-    if version > SCHEMA_VERSION:
+    elif version > SCHEMA_VERSION:
         raise StoreError(
             f"{file} was written by a newer release (schema {version}, this one knows {SCHEMA_VERSION}); "
             "upgrade sentinel or choose another [store] path"
         )
-    return True
 
 
 def _create(connection: sqlite3.Connection, schema: Schema) -> None:

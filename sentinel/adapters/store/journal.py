@@ -182,7 +182,8 @@ class JournalReader:
         if since is not None:
             where.append("now >= ?")
             extra.append(since)
-        query = f"SELECT id, now, kind, profile, body FROM entries WHERE {' AND '.join(where)} ORDER BY id LIMIT ?"
+        columns = "id, now, kind, profile, body"
+        query = f"SELECT {columns} FROM entries WHERE {' AND '.join(where)} ORDER BY id LIMIT ?"  # noqa: S608 - constants
         while rows := self._query(query, last, end, *extra, PAGE_ROWS):
             yield from rows
             last = rows[-1][0]

@@ -78,10 +78,8 @@ class Snapshot:
             self._connection.executemany("DELETE FROM devices WHERE profile = ? AND device = ?", deleted)
             for batch in _batched(rows, ROWS_A_STATEMENT):
                 values = ", ".join(["(?, ?, ?)"] * len(batch))
-                execute(
-                    f"INSERT INTO devices (profile, device, row) VALUES {values} {_UPSERT}",
-                    list(itertools.chain.from_iterable(batch)),
-                )
+                insert = f"INSERT INTO devices (profile, device, row) VALUES {values} {_UPSERT}"  # noqa: S608 - marks
+                execute(insert, list(itertools.chain.from_iterable(batch)))
             execute("INSERT OR REPLACE INTO image VALUES (1, ?, ?, ?)", (position, now, meta))
 
     def load(self) -> SnapshotImage | None:

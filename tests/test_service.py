@@ -1,0 +1,244 @@
+"""The whole daemon in one process, on in-memory twins of broker and store."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import orjson
+import pytest
+
+from sentinel import trainer
+from sentinel.adapters.mqtt.memory import MemoryBroker
+from sentinel.adapters.sinks import load_schema
+from sentinel.adapters.store import MemoryStore
+from sentinel.adapters.store.memory import MemoryDisk
+from sentinel.service import Service
+from sentinel.settings import Settings, load_settings
+from tests import fleets
+
+CONFIG = """
+[http]
+port = 0
+[profiles.pump]
+topic = "plant/{device}/telemetry"
+time = { path = "ts" }
+channels = [{ name = "pressure", unit = "bar", min = 0, max = 16 }, "flow", "heat"]
+model = { hidden = 8, horizons = [1, 8] }
+learn = "never"
+silence_after = "5m"
+"""
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = fleets.START
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Bench:
+    """A service on twins, and what a test says to it."""
+
+    def __init__(self, settings: Settings, disk: MemoryDisk, broker: MemoryBroker, clock: Clock) -> None:
+        self.clock, self.broker = clock, broker
+        self.store = MemoryStore(disk)
+        self.service = Service(settings, broker=broker, store=self.store, clock=clock)
+        self.service.restore()
+        self.service.start()
+        self.turn()  # connects
+        self.events = broker.subscribe_from_outside("sentinel/events/#")
+
+    def send(self, device: str, payload: object, **options: bool) -> None:
+        body = payload if isinstance(payload, bytes) else orjson.dumps(payload)
+        self.broker.publish_from_outside(f"plant/{device}/telemetry", body, **options)
+
+    def turn(self, seconds: float = 0.0) -> None:
+        self.clock.now += seconds
+        empty = 0
+        while empty < 2:  # the first turn of a connection only connects
+            empty = 0 if self.service.turn(0.0) else empty + 1
+
+    def tick(self, device: str, at: int, values: np.ndarray) -> None:  # type: ignore[type-arg]
+        pressure, flow, heat = values.tolist()
+        self.send(device, {"ts": fleets.START + at, "pressure": pressure, "flow": flow, "heat": heat})
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.service.registry.get_sample_value(name, labels) or 0.0
+
+    def alerts(self) -> list[dict[str, object]]:
+        schema = load_schema()
+        found = [json.loads(d.payload) for d in self.events.got]
+        for alert in found:
+            jsonschema.validate(alert, schema)
+        return found
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
+    (tmp_path / "sentinel.toml").write_text(CONFIG)
+    settings = load_settings(tmp_path / "sentinel.toml")
+    made: list[Bench] = []
+    disk, broker, clock = MemoryDisk(), MemoryBroker(), Clock()
+
+    def make(*, model: bool = True) -> Bench:
+        if made:
+            made[-1].store.close()
+        elif model:
+            learned = fleets.learned(declared=False)
+            stream = trainer.ProfileStream(settings.specs()[0])
+            for name in learned.devices:
+                stream.announce(name)
+            trainer.adopt(stream, learned)
+            trainer.save(disk.models, stream, learned.detector, 0)
+        made.append(Bench(settings, disk, broker, clock))
+        return made[-1]
+
+    yield make
+    if made:
+        made[-1].service.shutdown()
+
+
+def test_a_fault_fires_is_retained_and_is_cleared_when_it_is_over(start: Callable[..., Bench]) -> None:
+    bench = start()
+    values = fleets.healthy(200, 0, 7)
+    values[60:80, 1] += 60.0
+    for t in range(200):
+        bench.tick("d0", t, values[t])
+        bench.turn(1.0)
+    states = [(a["state"], a["kind"], a["seq"]) for a in bench.alerts() if a["kind"] == "prediction"]
+    assert states[:2] == [("firing", "prediction", 0), ("resolved", "prediction", 1)]
+    first = bench.alerts()[0]
+    assert first["started"] == fleets.START + 60
+    assert first["channels"][0]["name"] == "flow"  # type: ignore[index]
+    assert "flow" in str(first["message"])
+    assert "expected" in str(first["message"])
+    retained = [d for d in bench.broker.published if d.topic == "sentinel/alerts/pump/d0"]
+    assert retained[0].retain
+    assert json.loads(retained[0].payload)["id"] == first["id"]
+    assert retained[-1].payload == b""
+
+
+def test_every_message_has_one_outcome_and_is_acknowledged(start: Callable[..., Bench]) -> None:
+    bench = start()
+    good = {"ts": fleets.START, "pressure": 5.0, "flow": 20.0, "heat": 60.0}
+    bench.send("d0", good)
+    bench.send("d0", good)
+    bench.send("d0", good | {"ts": fleets.START - 5})
+    bench.send("d0", b"{")
+    bench.send("d0", b"[" * 10_000)
+    bench.send("d0", b'{"ts": 1, "ts": 2, "pressure": 1}')
+    bench.send("d0", {"pressure": 1.0})
+    bench.send("d0", good | {"ts": fleets.START + 1, "pressure": "high", "flow": True, "heat": None})
+    bench.send("d0", b'{"ts": 1, "pressure": NaN}')
+    bench.send("d0", [1, 2])
+    bench.send("x" * 201, good)
+    bench.turn()
+    expected = {
+        "accepted": 1,
+        "duplicate": 1,
+        "late": 1,
+        "bad_syntax": 3,
+        "bad_time": 1,
+        "bad_value": 2,
+        "bad_shape": 1,
+        "bad_device": 1,
+    }
+    counts = {outcome: bench.metric("sentinel_messages_total", outcome=outcome) for outcome in expected}
+    assert counts == expected
+    assert sum(expected.values()) == 11
+    bench.broker.disconnect()
+    bench.turn(5.0)
+    assert bench.metric("sentinel_messages_total", outcome="accepted") == 1, "nothing comes again"
+    letters = [json.loads(d.payload) for d in bench.broker.published if d.topic.startswith("sentinel/dead-letter/")]
+    assert [letter["reason"] for letter in letters].count("bad_syntax") == 3
+
+
+def test_a_device_that_falls_silent_raises_an_alert_without_any_message(start: Callable[..., Bench]) -> None:
+    bench = start()
+    bench.tick("d1", 0, fleets.healthy(1)[0])
+    bench.turn()
+    bench.turn(301.0)
+    assert [(a["kind"], a["state"]) for a in bench.alerts()] == [("silence", "firing")]
+    bench.turn(1.0)
+    assert bench.metric("sentinel_devices", profile="pump", state="silent") == 1
+    bench.tick("d1", 400, fleets.healthy(1)[0])
+    bench.turn(10.0)
+    assert [(a["kind"], a["state"]) for a in bench.alerts()] == [("silence", "firing"), ("silence", "resolved")]
+    bench.turn(1.0)
+    assert bench.metric("sentinel_devices", profile="pump", state="silent") == 0
+
+
+def test_after_a_stop_and_a_start_scores_and_open_alerts_go_on_as_if_nothing_had_happened(
+    start: Callable[..., Bench],
+) -> None:
+    values = fleets.healthy(120, 0, 7)
+    values[50:70, 1] += 60.0
+    bench = start()
+    scores: dict[int, float] = {}
+    for t in range(120):
+        if t == 60:
+            bench.service.shutdown()
+            bench.broker.resume()
+            bench = start()
+        bench.tick("d0", t, values[t])
+        bench.turn(1.0)
+        stream = bench.service.pipeline.profiles["pump"]
+        scores[t] = float(stream.scores()[stream.table.slot_of["d0"]])
+    undisturbed = trainer.ProfileStream(bench.service.settings.specs()[0])
+    learned = fleets.learned(declared=False)
+    for name in learned.devices:
+        undisturbed.announce(name)
+    trainer.adopt(undisturbed, learned)
+    for t in range(120):
+        undisturbed.absorb(fleets.readings(["d0"], np.array([fleets.START + t]), values[t : t + 1]), fleets.START)
+        expected = undisturbed.scores()[undisturbed.table.slot_of["d0"]]
+        np.testing.assert_array_equal(scores[t], expected)
+    assert max(score for score in scores.values() if score == score) >= 1  # noqa: PLR0124 - NaN: no score yet
+
+
+def test_a_crash_loses_nothing_that_was_acknowledged(start: Callable[..., Bench]) -> None:
+    bench = start()
+    values = fleets.healthy(40, 0, 7)
+    for t in range(20):
+        bench.tick("d0", t, values[t])
+        bench.turn(1.0)
+    before = bench.service.pipeline.profiles["pump"].scores().copy()
+    bench = start()
+    after = bench.service.pipeline.profiles["pump"].scores()
+    np.testing.assert_array_equal(before, after[: len(before)])
+
+
+def test_a_full_disk_stops_the_reading_and_nothing_is_acknowledged_until_it_ends(start: Callable[..., Bench]) -> None:
+    bench = start()
+    bench.store.disk.full = True
+    bench.tick("d0", 0, fleets.healthy(1)[0])
+    bench.turn()
+    assert not bench.service.ready()[0]
+    bench.tick("d0", 1, fleets.healthy(2)[1])
+    bench.turn()
+    assert bench.store.journal.last() == 1, "only the promotion"
+    bench.store.disk.full = False
+    bench.turn()
+    bench.turn()
+    assert bench.service.ready()[0]
+    assert bench.store.journal.readings_count("pump") == 2
+
+
+def test_ready_says_what_is_missing(start: Callable[..., Bench]) -> None:
+    bench = start(model=False)
+    bench.turn()
+    ok, reasons = bench.service.ready()
+    assert not ok
+    assert reasons == ['profile pump: no model and learn = "never"; run `sentinel train`']
+
+
+def test_stale_retained_alerts_of_an_earlier_run_are_cleared(start: Callable[..., Bench]) -> None:
+    bench = start()
+    bench.broker.publish_from_outside("sentinel/alerts/pump/gone", b'{"id": "x"}', retain=True)
+    bench.broker.disconnect()
+    bench.turn(3.0)
+    bench.turn(3.0)
+    assert [d.payload for d in bench.broker.published if d.topic == "sentinel/alerts/pump/gone"][-1] == b""
