@@ -501,10 +501,8 @@ class Service:
         detector, manifest, tensors = trainer.load(self.store.models, name, version)
         ready = trainer.shadow(live.spec, detector, manifest, tensors)
         if manifest["position"]:
-            for turn in self.store.journal.read(manifest["position"], upto, name):
-                for entry in turn.entries:
-                    if isinstance(entry, Readings):
-                        ready.absorb(entry, turn.now)
+            for readings, then in trainer.merged(self.store.journal.read(manifest["position"], upto, name)):
+                ready.absorb(readings, then)
         trainer.take_over(live, ready)
         self.metrics.model(name, version, detector.spec.cell, float(manifest["trained"]))
         self._learners[name].scored_before(int(live.table.ticks.sum()))

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from sentinel.adapters.models import load_model, model_path, save_model
-from sentinel.adapters.store import JournalReader, open_reader
+from sentinel.adapters.store import JournalReader, Turn, open_reader
 from sentinel.errors import ModelError, SentinelError
 from sentinel.model import archive
 from sentinel.model.learn import Learned, learn
@@ -32,7 +32,8 @@ from sentinel.stream.pipeline import ProfileStream, series_of
 NICE = 19
 MOST_READINGS = 2_000_000  # newest readings that one training takes from the journal
 BETTER_BY = 0.01  # nats a value: a challenger must gain so much on held-out ticks
-CATCH_UPS = 8
+CATCH_UPS, CAUGHT_UP = 8, 100  # rounds at most, turns behind that the service makes up itself
+MERGED_ROWS = 8192
 _ROWS = "devices.rows"
 
 
@@ -102,7 +103,7 @@ def run(job: Job, tell: "Tell") -> dict[str, Any]:
             tell("catching up", attempt / CATCH_UPS)
             began = position
             position, _ = _read(journal, stream, position, 0)
-            if position - began < 4:
+            if position - began < CAUGHT_UP:
                 break
         version = save(models, stream, learned.detector, position)
         return {"version": version, "position": position, "ticks": sum(len(s) for s in series), "loss": after}
@@ -173,14 +174,44 @@ def _read(journal: JournalReader, stream: ProfileStream, after: int, skip: int) 
     """Absorb a profile's readings after a position, but for the oldest `skip`; the new position, and their ticks."""
     batches: list[Batch] = []
     upto = journal.last()
-    for turn in journal.read(after, upto, stream.spec.name):
-        for entry in turn.entries:
-            if isinstance(entry, Readings):
-                skip -= len(entry)
-                if skip < 0:
-                    outcome, _ = stream.absorb(entry, turn.now)
-                    batches += [ticks.batch for ticks in outcome.ticks]
+    for readings, now in merged(journal.read(after, upto, stream.spec.name), skip):
+        outcome, _ = stream.absorb(readings, now)
+        batches += [ticks.batch for ticks in outcome.ticks]
     return upto, batches
+
+
+def merged(turns: Iterable[Turn], skip: int = 0) -> Iterator[tuple[Readings, float]]:
+    """A profile's readings of many turns, but for the oldest `skip`, in few large records.
+
+    No score depends on how a stream is cut, and one step for many rows costs little more than one for one row.
+    """
+    held: list[Readings] = []
+    now = 0.0
+    for turn in turns:
+        for entry in turn.entries:
+            if not isinstance(entry, Readings):
+                continue
+            skip -= len(entry)
+            if skip >= 0:
+                continue
+            if held and (held[0].channels != entry.channels or sum(map(len, held)) >= MERGED_ROWS):
+                yield _joined(held), now
+                held = []
+            held.append(entry)
+            now = turn.now
+    if held:
+        yield _joined(held), now
+
+
+def _joined(parts: list[Readings]) -> Readings:
+    return Readings(
+        parts[0].profile,
+        parts[0].channels,
+        [device for part in parts for device in part.device],
+        np.concatenate([part.time for part in parts]),
+        np.concatenate([part.values for part in parts]),
+        np.concatenate([part.message for part in parts]),
+    )
 
 
 class Tell:
