@@ -235,9 +235,11 @@
         this.line(pen, traces[1], y, colours("expected"), 1);
       }
       this.line(pen, traces[0], y, colours(this.at === null ? "score" : "value"), 1.3);
+      const flagged = this.reduce(value, FLAGGED).filter(Boolean);
       pen.fillStyle = colours("flag");
-      for (const point of this.reduce(value, FLAGGED)) {
-        if (point) pen.fillRect(point[0] - 1.25, y(point[2]) - 1.25, 2.5, Math.max(y(point[1]) - y(point[2]), 0) + 2.5);
+      for (const [x, , top] of flagged) {
+        pen.fillRect(x - 1, TOP, 2, 4); // a rail of all, and dots where they are few
+        if (flagged.length < width / 8) pen.fillRect(x - 2, y(top) - 2, 4, 4);
       }
       pen.restore();
       this.rule(pen, GUTTER, floor, GUTTER + width, floor, colours("rule"));

@@ -145,7 +145,7 @@ def _sentence(result: Result, summary: dict[str, Any]) -> str:
     text = f"{count} alert{'s' * (count != 1)}" + (f" ({kinds})" if count else "")
     busy = len({alert.device for alert in result.final})
     devices = summary["devices"]
-    text += f" on {busy} of {devices} devices" if devices > 1 else f" on {result.devices[0]}"
+    text += f" on {busy} of {devices} devices" if devices > 1 else f" on device {result.devices[0]}"
     if summary["device_weeks"]:
         text += f" in {_weeks(summary['device_weeks'])} of watching"
     labels = summary.get("labels")
@@ -165,10 +165,9 @@ def _alerts(result: Result, shown: Sequence[int]) -> Iterator[str]:
     yield '<div class=scroll tabindex=0 role=region aria-label="Alerts"><table><thead><tr><th>Began'
     yield "<th>Lasted<th>Kind<th>Severity<th>Highest score<th>What</tr></thead><tbody>"
     for alert in final[:MOST_LINES]:
-        end = alert.ended if alert.ended is not None else alert.updated
+        end, score = _until(result, alert), _highest(result, alert)
         lasted = duration(end - alert.started) + (", still open at the end" if alert.ended is None else "")
-        score = "–" if alert.score is None else f"{alert.score:.2f}"
-        when = _link(result, shown, alert.device, alert.started, _until(result, alert))
+        when = _link(result, shown, alert.device, alert.started, end)
         yield (
             f"<tr><td class=time>{when}<td>{lasted}<td>{escape(alert.kind)}<td>{escape(alert.severity)}"
             f"<td class=number>{score}<td>{escape(alert.message.removesuffix('; resolved'))}</tr>"
@@ -274,6 +273,15 @@ def _moment(result: Result, time: float) -> str:
 def _until(result: Result, alert: Alert) -> float:
     """Where an alert's shade ends: of one that is still open, with the data."""
     return alert.ended if alert.ended is not None else max(float(result.time.max()), alert.updated)
+
+
+def _highest(result: Result, alert: Alert) -> str:
+    """Highest score, in digits; what the last transition of an open alert says may be of long ago."""
+    if alert.score is None:
+        return "–"
+    during = result.device == result.devices.index(alert.device)
+    during &= (result.time >= alert.started) & (result.time <= _until(result, alert))
+    return f"{np.fmax.reduce(result.score[during], initial=alert.score):.2f}"
 
 
 def _chosen(result: Result) -> list[int]:

@@ -58,42 +58,47 @@ def decay(raised: Tensor, dt: Tensor, budget: float) -> Tensor:
     return (raised - RAISE * budget * dt * (raised / RAISE_REFERENCE).clamp(max=1.0)).clamp(min=0.0)
 
 
-def standardise(u: Tensor, calibration: Tensor) -> Tensor:
-    """z = (u - mean) / (sd + 1e-3 |mean| + 0.02), clipped to 0..12, averaged over memories.
+def standardise(u: Tensor, calibration: Tensor) -> tuple[Tensor, Tensor]:
+    """Windowed errors in terms of their own past.
+
+    z = (u - mean) / (sd + 1e-3 |mean| + 0.02), clipped to 0..12.
 
     Args:
         u: windowed errors, (B, 4, K F).
         calibration: mean and variance in two memories, (B, 2, 2, 4, K F).
 
     Returns:
-        (B, 4, K F).
+        z summed over streams and memories, (B, K F); u - mean, (B, 2, 4, K F).
     """
     mean, var = calibration.unbind(2)
-    z = (u.unsqueeze(1) - mean) / (var.sqrt() + 1e-3 * mean.abs() + FLOOR)
-    return z.clamp_(0.0, CEILING).mean(1)
+    away = u.unsqueeze(1) - mean
+    spread = var.sqrt().add_(mean.abs(), alpha=1e-3).add_(FLOOR)
+    return (away / spread).clamp_(0.0, CEILING).sum((1, 2)), away
 
 
-def update(u: Tensor, calibration: Tensor, n: Tensor, learns: Tensor) -> tuple[Tensor, Tensor]:
-    """Calibration after learning from u: all history at 1/n, short memory at 1/1500.
+def update_(calibration: Tensor, away: Tensor, n: Tensor, learns: Tensor) -> None:
+    """Learn from a tick, in place: all history at 1/n, short memory at 1/1500.
+
+    Flagged ticks teach too: DETECTION.md §4. Source of the recursion: Welford 1962, West 1979.
 
     Args:
-        u: (B, 4, K F).
         calibration: (B, 2, 2, 4, K F).
+        away: `standardise`'s u - mean, (B, 2, 4, K F).
         n: ticks learned from so far, by head, (B, K).
         learns: which heads learn from this tick, (B, K), bool.
-
-    Returns:
-        calibration and n after it. Flagged ticks teach too: DETECTION.md §4.
     """
-    channels = u.shape[2] // n.shape[1]
-    after = n + learns
-    rate = torch.where(learns, 1.0 / after.clamp(min=1.0), 0.0)
-    rates = torch.stack([rate, torch.where(learns, rate.clamp(min=1.0 / MEMORY), 0.0)], 1)  # (B, 2, K)
-    rates = rates.repeat_interleave(channels, 2).unsqueeze(2)  # (B, 2, 1, K F)
+    n += learns
+    rate = learns / n.clamp(min=1.0)
+    rates = torch.stack([rate, rate.clamp(min=1.0 / MEMORY) * learns], 1)  # (B, 2, K)
+    n.clamp_(max=1e6)
+    b, memories, streams, width = away.shape
+    by_head = away.view(b, memories, streams, n.shape[1], -1)
+    rates = rates.view(b, memories, 1, n.shape[1], 1)
+    moved = (by_head * rates).view(away.shape)
     mean, var = calibration.unbind(2)
-    step = u.unsqueeze(1) - mean
-    moved = rates * step
-    return torch.stack([mean + moved, (1.0 - rates) * (var + moved * step)], 2), after.clamp(max=1e6)
+    mean += moved
+    kept = (1.0 - rates).expand(b, memories, streams, n.shape[1], width // n.shape[1]).reshape(away.shape)
+    var.addcmul_(moved, away).mul_(kept)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ def step(
     """Inputs of one tick, and what the next tick's need.
 
     Args:
-        y: scaled values, (B, F), any finite number where not seen.
+        y: scaled values, (B, F), 0 where not seen.
         seen: which channels came, (B, F), bool.
         interval: `relative_interval`, (B,).
         clock: `calendar`, (B, 8), or None.
@@ -53,7 +53,7 @@ def step(
     mean = torch.where(begin, y, mean)
     now = torch.where(seen, y, before)
     mean = mean + EWMA_RATE * (now - mean)
-    parts = [torch.where(seen, y, 0.0), now - before, now - mean, seen.to(y.dtype), interval.unsqueeze(1)]
+    parts = [y, now - before, now - mean, seen.to(y.dtype), interval.unsqueeze(1)]
     if clock is not None:
         parts.append(clock)
     return torch.cat(parts, dim=1).clamp_(-6.0, 6.0), now, mean

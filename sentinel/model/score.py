@@ -16,7 +16,7 @@ from sentinel.model.calibrate import ShiftReference
 from sentinel.model.cells import State
 from sentinel.model.forecaster import Forecaster
 from sentinel.model.scale import LIMIT, ProfileScale
-from sentinel.model.slabs import PAD, RING, Layout, Slabs
+from sentinel.model.slabs import MEMORIES, PAD, RING, STREAMS, Layout, Slabs
 from sentinel.records import Bools, Channel, Floats, Ints, ModelSpec
 
 QUANTUM = 1638.0  # errors are kept as int16 at 1/1638: the clip of ±20 fits, and window sums stay exact
@@ -128,7 +128,7 @@ class Scorer:
             self._valid_from = torch.cat([self._valid_from, torch.tensor([SETTLE], device=self.device)])
         self._back = torch.tensor([w for w, _ in WINDOWS], device=self.device)
         self._lengths = self._tensor([w * QUANTUM for w, _ in WINDOWS]).view(1, -1, 1)
-        self._magnitude = torch.tensor([m for _, m in WINDOWS], device=self.device).view(1, -1, 1)
+        self._magnitudes = sum(magnitude for _, magnitude in WINDOWS)
         self._spread = self._tensor(detector.spread_of_locations)
         self._mixed = bool((self._spread > 0).any())
 
@@ -159,6 +159,7 @@ class Scorer:
             return 0.0
         return float((self.layout.view(slabs.records[rows], "c").abs() > limit).float().mean())
 
+    @torch.inference_mode()
     def observe(self, slabs: Slabs, slots: Ints, values: Floats, dt: Floats, time: Floats, reset: Bools) -> Scored:
         """Score one tick of each of B devices, learn from it, and step their state on in `slabs`.
 
@@ -183,7 +184,9 @@ class Scorer:
         self, slabs: Slabs, rows: Tensor, x: Tensor, dt: Tensor, clock: Tensor | None, reset: Tensor
     ) -> Scored:
         layout, spec, b, f = self.layout, self.detector.spec, len(rows), self.layout.channels
-        record = slabs.records[rows]
+        record = slabs.records.index_select(0, rows)
+        ahead_by_cell = slabs.ahead.view(-1, f)
+        errors_by_cell = slabs.errors.view(-1, layout.heads * f)
 
         def get(name: str) -> Tensor:
             return layout.view(record, name)
@@ -195,33 +198,38 @@ class Scorer:
         tick.masked_fill_(fresh, 0.0)
         position = tick.long()
         age = since.unsqueeze(1)
-        seen = ~torch.isnan(x)
-        x = torch.where(seen, x, 0.0)
+        unseen = torch.isnan(x)
+        x = x.masked_fill(unseen, 0.0)
+        seen = ~unseen
         if self._mixed:
             seen = seen & self._warm(record, x, seen).unsqueeze(1)
         m, s = get("m"), get("s")
         linear = ((x - m) / s).clamp(-LIMIT, LIMIT)
-        y = torch.where(seen, torch.asinh(linear), 0.0)
+        y = torch.asinh(linear).mul_(seen)
 
         # Errors: what came minus what was forecast for it, over the device's spread.
         alive = (~fresh).to(x.dtype).view(b, 1, 1)
         h = get("h") * alive
         c = get("c") * alive if spec.cell == "lstm" else torch.zeros_like(h)
         state = State(h.transpose(0, 1).contiguous(), c.transpose(0, 1).contiguous())
-        cells = self._offsets + position.unsqueeze(1) % self._horizons  # (B, P)
-        forecast = slabs.ahead[rows.unsqueeze(1), cells]  # (B, P, F)
+        cells = (rows * layout.depth).unsqueeze(1) + self._offsets + position.unsqueeze(1) % self._horizons  # (B, P)
+        cells = cells.view(-1)
+        forecast = ahead_by_cell.index_select(0, cells).view(b, -1, f)  # (B, P, F)
         if layout.heads > len(spec.horizons):
             forecast = torch.cat([forecast, self.forecaster.cross(y.clamp(-8.0, 8.0), state).unsqueeze(1)], 1)
         valid = age >= self._valid_from  # (B, K)
-        judged = valid.unsqueeze(2) & seen.unsqueeze(1)  # (B, K, F)
-        error = torch.where(judged, linear.unsqueeze(1) - torch.sinh(forecast.clamp(-14.0, 14.0)), 0.0)
+        unjudged = ~(valid.unsqueeze(2) & seen.unsqueeze(1))  # (B, K, F)
+        error = (linear.unsqueeze(1) - torch.sinh(forecast.clamp(-14.0, 14.0))).masked_fill_(unjudged, 0.0)
         gated = self._gate(error, s) if self._gated else error
         quanta = torch.round(gated.clamp(-ERROR_LIMIT, ERROR_LIMIT) * QUANTUM).view(b, 1, -1)  # (B, 1, K F)
 
         # Window sums, exact in whole quanta.
-        old = slabs.errors[rows.unsqueeze(1), (position.unsqueeze(1) - self._back) % RING].to(x.dtype)
-        old = torch.where((age >= self._back).unsqueeze(2), old, 0.0)  # (B, 4, K F)
-        change = torch.where(self._magnitude, quanta.abs() - old.abs(), quanta - old)
+        rings = (rows * RING).unsqueeze(1)
+        back = (rings + (position.unsqueeze(1) - self._back) % RING).view(-1)
+        old = errors_by_cell.index_select(0, back).view(b, len(WINDOWS), -1) * (age >= self._back).unsqueeze(2)
+        # Streams of magnitudes come first.
+        split = self._magnitudes
+        change = torch.cat([quanta.abs() - old[:, :split].abs(), quanta - old[:, split:]], 1)
         sums = get("sums") * alive + change
         u = (sums / self._lengths).abs()
 
@@ -229,7 +237,8 @@ class Scorer:
         n = get("n")
         calibration = get("calibration")
         believed = valid & (n >= calibrate.LEAST)  # (B, K)
-        z = calibrate.standardise(u, calibration).mean(1).view(b, layout.heads, f) * believed.unsqueeze(2)
+        z, away = calibrate.standardise(u, calibration)
+        z = z.view(b, layout.heads, f) * (believed / (STREAMS * MEMORIES)).unsqueeze(2)
         heads = believed.sum(1, keepdim=True)
         frozen = get("frozen") > 0
         beyond = self._beyond(record, linear, seen, frozen, n.amax(1) >= RANGE_AFTER)
@@ -268,14 +277,15 @@ class Scorer:
             blame = torch.where((by_shift > score).unsqueeze(1), parts, blame)
             score = torch.maximum(score, by_shift)
         p = calibrate.p_value(score * (1 + raised) * self.level)
-        nothing = torch.full_like(score, torch.nan)
-        first = forecast[:, 0] if spec.horizons[0] == 1 else torch.full_like(y, torch.nan)
+        scoreless, unforeseen = ~has_score, ~valid[:, :1]
+        if spec.horizons[0] != 1:
+            unforeseen = torch.ones_like(unforeseen)
         scored = Scored(
-            score=torch.where(has_score, score, nothing),
-            surprise=torch.where(has_score, surprise, nothing),
-            p_value=torch.where(has_score, p, nothing),
+            score=score.masked_fill_(scoreless, torch.nan),
+            surprise=surprise.masked_fill_(scoreless, torch.nan),
+            p_value=p.masked_fill_(scoreless, torch.nan),
             blame=blame,
-            forecast=torch.where(valid[:, :1], first, torch.nan),
+            forecast=forecast[:, 0].masked_fill(unforeseen, torch.nan),
             location=m.clone(),
             spread=s.clone(),
             shift=shift,
@@ -283,9 +293,8 @@ class Scorer:
 
         # Learn: from everything, unless the user's recording says what is normal.
         learns = (age >= self._valid_from + RING) & ~frozen.unsqueeze(1)
-        after, n_after = calibrate.update(u, calibration, n, learns)
-        calibration.copy_(after)
-        n.copy_(n_after)
+        if bool(learns.any()):
+            calibrate.update_(calibration, away, n, learns)
 
         # Step: the forecasts for the ticks to come.
         usual = features.relative_interval(dt, self.detector.interval) * (~fresh)
@@ -304,9 +313,9 @@ class Scorer:
         get("shift_e").copy_(shift[:, 1])
         tick.copy_((tick + 1) % layout.period)
         since.copy_((since + 1).clamp(max=2.0**20) * started)
-        slabs.ahead[rows.unsqueeze(1), cells] = ahead
-        slabs.errors[rows, position % RING] = quanta.squeeze(1).to(torch.int16)
-        slabs.records[rows] = record
+        ahead_by_cell.index_copy_(0, cells, ahead.reshape(-1, f))
+        errors_by_cell.index_copy_(0, rings.squeeze(1) + position % RING, quanta.squeeze(1).to(torch.int16))
+        slabs.records.index_copy_(0, rows, record)
         return scored
 
     def _warm(self, record: Tensor, x: Tensor, seen: Tensor) -> Tensor:
@@ -343,24 +352,24 @@ class Scorer:
         Widens the range by this tick unless frozen.
         """
         lo, hi = self.layout.view(record, "lo"), self.layout.view(record, "hi")
-        known = lo <= hi
-        excess = torch.maximum(lo - linear, linear - hi).clamp(min=0.0)
+        counts = seen & active.unsqueeze(1) & (lo <= hi)
+        excess = torch.maximum(lo - linear, linear - hi).clamp_(min=0.0)
         if self._gated:
             excess = self._gate(torch.where(linear > hi, excess, -excess).unsqueeze(1), self.layout.view(record, "s"))
             excess = excess.squeeze(1).abs()
         ratio = excess / (hi - lo + calibrate.FLOOR)
-        counts = seen & known & active.unsqueeze(1)
         learns = seen & ~frozen.unsqueeze(1)
-        new_lo = torch.where(learns, torch.where(known, torch.minimum(lo, linear), linear), lo)
-        new_hi = torch.where(learns, torch.where(known, torch.maximum(hi, linear), linear), hi)
-        lo.copy_(new_lo)
-        hi.copy_(new_hi)
-        return torch.where(counts, RANGE_WEIGHT * (ratio / 0.02).clamp(max=1.0), 0.0)
+        lo.copy_(torch.where(learns, torch.minimum(lo, linear), lo))
+        hi.copy_(torch.where(learns, torch.maximum(hi, linear), hi))
+        return torch.where(counts, (ratio * (RANGE_WEIGHT / 0.02)).clamp_(max=RANGE_WEIGHT), 0.0)
 
     def _varied(self, record: Tensor, linear: Tensor, seen: Tensor) -> Tensor:
         """Which channels are scored, 0 or 1, (B, F): those that showed a third value so far; if none did, all."""
         view = self.layout.view
-        v1, v2, varied = view(record, "v1"), view(record, "v2"), view(record, "varied")
+        varied = view(record, "varied")
+        if bool(varied.all()):
+            return varied
+        v1, v2 = view(record, "v1"), view(record, "v2")
         none1, none2 = torch.isnan(v1), torch.isnan(v2)
         third = seen & ~none1 & ~none2 & (linear != v1) & (linear != v2)
         varied.copy_(torch.maximum(varied, third.to(varied.dtype)))
