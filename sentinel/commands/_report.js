@@ -81,6 +81,7 @@
     const span = clamp(to - from, least, all[1] - all[0]);
     const begin = clamp(from, all[0], all[1] - span);
     view = [begin, begin + span];
+    hover(null);
     redraw();
   };
   const zoom = (factor, at = (view[0] + view[1]) / 2) => look(at - (at - view[0]) * factor, at + (view[1] - at) * factor);

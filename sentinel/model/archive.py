@@ -45,6 +45,7 @@ def pack(detector: Detector) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "calendar": detector.forecaster.calendar,
         "interval": detector.interval,
         "declared": detector.declared,
+        "shift_values_only": detector.shift is not None and detector.shift.values_only,
     }
     return tensors, manifest
 
@@ -80,7 +81,12 @@ def unpack(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> Detect
     weights = {name.removeprefix(_WEIGHT): tensor for name, tensor in tensors.items() if name.startswith(_WEIGHT)}
     shift = None
     if "shift.centre" in tensors:
-        shift = ShiftReference(tensors["shift.centre"], tensors["shift.precision"], tensors["shift.most"])
+        shift = ShiftReference(
+            tensors["shift.centre"],
+            tensors["shift.precision"],
+            tensors["shift.most"],
+            bool(manifest["shift_values_only"]),
+        )
     return Detector(
         channels=channels,
         scale=ProfileScale(

@@ -29,6 +29,7 @@ VALIDATE_EVERY = 50
 FIT_SHARE = 0.75  # the rest is held out, for stopping and calibration
 MOST_SERIES, MOST_ROWS = 256, 400_000  # what one training looks at
 MOST_CALIBRATION = 20_000  # ticks a device
+IN_SAMPLE, IN_SAMPLE_WITH_SHIFT = 14.0, 28.0  # sd over the mean surprise of ticks that were fitted on
 LIVE_PRIOR = 100.0  # ticks that calibration on fitted ticks counts for, when learning live
 ANEW_AFTER = 64  # usual intervals; a longer gap begins a new state
 
@@ -516,13 +517,14 @@ def _shift(
         parts.append(calibrate.shift_reference(v[:, 0], v[:, 1], varied.max(0) if i == 0 else varied[i - 1]))
     layout.view(slabs.records, "group")[1:] = torch.arange(1, len(rows) + 1, dtype=torch.float32)
     centre, precision, most = (torch.tensor(np.array(part), dtype=torch.float32) for part in zip(*parts, strict=True))
-    return ShiftReference(centre, precision, most)
+    return ShiftReference(centre, precision, most, values_only=bool((stack.fit == stack.length).any()))
 
 
 def _floors(detector: Detector, stack: _Stack, slabs: Slabs) -> None:
     """Least threshold of each device: mean + k sd of the surprise of ticks that were not fitted on.
 
-    k = 4 (1 + 200 / n); 14 where the recording was too short to hold any out. Source: UNIFIED.md §3.
+    k = 4 (1 + 200 / n); 14 where the recording was too short to hold any out (UNIFIED.md §3), and twice that where
+    the shift statistic, which needs no network, is there to do the work: a network of 400 rows knows them by heart.
     """
     held_out = stack.fit < stack.length
     begin = np.where(held_out, np.maximum(stack.fit - 2 * WINDOW, 0), 0)
@@ -534,7 +536,8 @@ def _floors(detector: Detector, stack: _Stack, slabs: Slabs) -> None:
     floors = detector.layout.view(slabs.records, "floor")
     for i, values in enumerate(surprises):
         if len(values) >= calibrate.LEAST:
-            k = 4.0 * (1.0 + 200.0 / len(values)) if held_out[i] else 14.0
+            in_sample = IN_SAMPLE_WITH_SHIFT if detector.shift is not None else IN_SAMPLE
+            k = 4.0 * (1.0 + 200.0 / len(values)) if held_out[i] else in_sample
             floors[i + 1] = float(np.mean(values) + k * np.std(values))
 
 
