@@ -399,12 +399,13 @@ class Backtest:
             self.stream.table.last_start[:] = -(1 << 40)
 
     def _learn_from(self, plan: Plan) -> None:
-        """Learn from recordings of their own. One device in the data: it is that device's past."""
+        """Learn from recordings of their own. One device here and in each of them: they are that device's past."""
         other = Backtest(self.spec, plan.recordings, self._progress)
-        if len(self.devices) == 1:
+        own = len(self.devices) == 1 and all(len(recording.devices) == 1 for recording in plan.recordings)
+        if own:
             other.devices, other.device = list(self.devices), np.zeros_like(other.device)
         other.learn_all(plan)
-        follows = len(self.devices) == 1 and float(self.time.min()) > float(other.time.max())
+        follows = own and float(self.time.min()) > float(other.time.max())
         if follows:
             self.stream = other.stream
             self.stream.book = AlertBook(self.spec, self.stream.book.model)

@@ -26,10 +26,12 @@ FAULT_KINDS: tuple[FaultKind, ...] = (
 )  # fmt: skip
 
 _NOISE_MEMORY = 0.5  # AR(1) coefficient of the sensor noise
-_SWITCH = 1 / 48  # chance a tick that a device takes a new set point
+_SWITCH = 1 / 8  # chance a tick that a device takes a new set point
 _SETTLE = 1 / 6  # share of the way to its set point that the drive goes a tick
 _SLOW = 1 / 20  # the same for heat, air and moisture behind the drive
 _MIDDLE = 0.5  # of the drive
+_CONTRARY = 1.5  # how much more than the true drive the one moves that a decoupled channel follows
+_SPIKE = 3  # ticks
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ PUMP = Machine(
         Quantity("temperature", "°C", base=30.0, slow=25.0, rhythm=2.0, noise=0.25),
     ),
     swing=0.22,
-    steps=0.08,
+    steps=0.02,
 )
 ROOM = Machine(
     name="room",
@@ -102,7 +104,7 @@ ROOM = Machine(
         Quantity("co2", "ppm", base=420.0, slow=700.0, drive=80.0, noise=9.0),
     ),
     swing=0.28,
-    steps=0.06,
+    steps=0.02,
 )
 
 
@@ -218,12 +220,16 @@ class Fleet:
             case "noise":
                 return value + fault.size * sd * float(self._rng.standard_normal())
             case "broken_correlation":
-                # As if it followed a drive that is mirrored: in its usual range, and against the other channels.
-                wrong = self._respond(2 * _MIDDLE - self._drive, 2 * _MIDDLE - self._slow, rhythm)
+                # As if it followed a drive that does the opposite: against the other channels.
+                wrong = self._respond(_opposite(self._drive), _opposite(self._slow), rhythm)
                 return float(wrong[row, column] + sd * self._noise[row, column])
             case _:  # stuck
                 held = float(self._sent[row, column])
                 return value if np.isnan(held) else held
+
+
+def _opposite(drive: Floats) -> Floats:
+    return _MIDDLE - _CONTRARY * (drive - _MIDDLE)
 
 
 @dataclass(slots=True)
@@ -232,7 +238,7 @@ class Faults:
 
     Attributes:
         start, stop: event times of the first fault and after which none starts.
-        length: shortest and longest fault, in ticks; a spike is one.
+        length: shortest and longest fault, in ticks; a spike is three.
         recovery: ticks after a fault in which its device gets no other.
     """
 
@@ -281,12 +287,11 @@ class Faults:
         size = 0.0
         match kind:
             case "spike":
-                # One tick: as long as the interval, so that exactly one of the device's ticks falls into it.
-                length, size = fleet.interval, sign * float(rng.uniform(20, 30))
+                length, size = _SPIKE * fleet.interval, sign * float(rng.uniform(60, 90))
             case "level_shift" | "drift":
-                size = sign * float(rng.uniform(20, 30))
+                size = sign * float(rng.uniform(45, 70))
             case "noise":
-                size = float(rng.uniform(8, 12))
+                size = float(rng.uniform(20, 30))
             case "dropout":
                 channel = ""
             case "stuck" | "broken_correlation":

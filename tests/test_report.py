@@ -252,7 +252,11 @@ class Browser:
             "--window-size=1200,1000",
             f"--user-data-dir={folder}",
         ]
-        wanted = {"browserName": "chrome", "goog:chromeOptions": {"args": options}, "goog:loggingPrefs": {"browser": "ALL"}}
+        wanted = {
+            "browserName": "chrome",
+            "goog:chromeOptions": {"args": options},
+            "goog:loggingPrefs": {"browser": "ALL"},
+        }
         answer = self.post("/session", {"capabilities": {"alwaysMatch": wanted}})
         self._base += f"/session/{answer['sessionId']}"
 
@@ -281,7 +285,9 @@ class Browser:
         element = self.post("/element", {"using": "css selector", "value": "canvas"})
         steps = [("pointerMove", begin), ("pointerDown", 0), ("pointerMove", end), ("pointerUp", 0)]
         moves = [
-            {"type": kind, "x": x, "y": 0, "origin": element, "duration": 20} if kind == "pointerMove" else {"type": kind, "button": 0}
+            {"type": kind, "x": x, "y": 0, "origin": element, "duration": 20}
+            if kind == "pointerMove"
+            else {"type": kind, "button": 0}
             for kind, x in steps
         ]
         self.post("/actions", {"actions": [{"type": "pointer", "id": "mouse", "actions": moves}]})
@@ -390,7 +396,9 @@ class TestInABrowser:
             "const c = document.querySelector('canvas'), r = c.getBoundingClientRect();"
             "c.dispatchEvent(new PointerEvent('pointermove', {clientX: r.left + r.width * 0.55, clientY: r.top + 40}))"
         )
-        score, pressure, _ = browser.run("return [...document.querySelectorAll('.plot output')].map((o) => o.textContent)")
+        score, pressure, _ = browser.run(
+            "return [...document.querySelectorAll('.plot output')].map((o) => o.textContent)"
+        )
         assert re.fullmatch(r"2020-03-09 10:\d\d:\d\d: 1.5, flagged", score)
         assert re.search(r": -?[\d.]+, expected -?[\d.]+ \(-?[\d.]+ to -?[\d.]+\), flagged$", pressure)
 

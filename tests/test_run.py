@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -81,11 +82,25 @@ class Daemon:
         return [json.loads(m.payload) for m in self.client.got if m.topic.startswith("sentinel/events/")]
 
 
+def replay(daemon: Daemon, file: str, rate: int) -> None:
+    address = f"mqtt://127.0.0.1:{daemon.broker.port}"
+    options = ("--rate", str(rate), "--label-column", "label", "--device", "test")
+    sentinel("replay", file, "--broker", address, "--topic", "plant/{device}/telemetry", *options, cwd=daemon.folder)
+
+
+def settle(daemon: Daemon) -> None:
+    """Let the series of devices, which are renewed once a second, catch up with the last reading."""
+    turns = daemon.metric("sentinel_turn_seconds_count")
+    wait_until(lambda: daemon.get("/readyz")[0] == 200, 60)
+    time.sleep(2.5)
+    assert daemon.metric("sentinel_turn_seconds_count") >= turns
+
+
 def launch(folder: Path) -> subprocess.Popen[bytes]:
-    log = (folder / "daemon.log").open("ab")
-    return subprocess.Popen(
-        [sys.executable, "-m", "sentinel", "run", "--config", "sentinel.toml"], cwd=folder, stderr=log, stdout=log
-    )
+    with (folder / "daemon.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "sentinel", "run", "--config", "sentinel.toml"], cwd=folder, stderr=log, stdout=log
+        )
 
 
 def write(path: Path, values: np.ndarray, start: float, label: slice | None) -> None:  # type: ignore[type-arg]
@@ -104,21 +119,16 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     values[NORMAL + FAULT.start : NORMAL + FAULT.stop, 1] += 15.0
     write(folder / "normal.csv", values[:NORMAL], fleets.START, None)
     write(folder / "test.csv", values[NORMAL:], fleets.START + NORMAL, FAULT)
-    with Mosquitto() as broker:
+    (folder / "broker").mkdir()
+    with Mosquitto(folder / "broker") as broker:
         port = free_port()
         (folder / "sentinel.toml").write_text(CONFIG.format(broker=broker.port, http=port))
         sentinel("train", "--config", "sentinel.toml", "--profile", "pump", "normal.csv", "--label-column", "label", cwd=folder)
-        with plain_client(broker.port) as client:
-            client.subscribe("sentinel/#")
+        with plain_client(broker.port, "sentinel/#") as client:
             daemon = Daemon(folder, port, broker, launch(folder), client)
             try:
                 wait_until(lambda: daemon.get("/readyz")[0] == 200, 60)
-                address = f"mqtt://127.0.0.1:{broker.port}"
-                sentinel(
-                    *("replay", "test.csv", "--broker", address, "--topic", "plant/{device}/telemetry"),
-                    *("--rate", "400", "--label-column", "label"),
-                    cwd=folder,
-                )
+                replay(daemon, "test.csv", 400)
                 wait_until(lambda: daemon.metric('sentinel_messages_total{outcome="accepted"}') >= TEST, 60)
                 yield daemon
             finally:
@@ -158,12 +168,20 @@ def test_backtest_with_the_stored_model_gives_the_daemons_scores_and_alerts(daem
 
 
 def test_every_query_of_dashboard_and_rules_has_data_in_a_real_prometheus(daemon: Daemon) -> None:
+    values = fleets.healthy(200, 0, 4)
+    values[100:120, 2] += 30.0
+    write(daemon.folder / "more.csv", values, fleets.START + 2000, None)
     with Prometheus([f"127.0.0.1:{daemon.port}"], rules=[RULES]) as prometheus:
+        # Rates need a change between two scrapes: readings and an alert while it watches.
+        wait_until(lambda: prometheus.query("sentinel_build_info"), 30)
+        replay(daemon, "more.csv", 40)
         queries = dashboard_queries({"profile": "pump", "device": "test"}) + rule_queries(prometheus)
-        assert prometheus.without_data(queries, 60) == []
+        missing = prometheus.without_data(queries, 60)
+    assert [query.expr for query in missing] == []
 
 
 def test_sigterm_snapshots_and_a_restart_goes_on_with_states_and_counts_nothing_twice(daemon: Daemon) -> None:
+    settle(daemon)
     score = daemon.metric('sentinel_device_score{device="test",profile="pump"}')
     began = time.monotonic()
     daemon.process.send_signal(signal.SIGTERM)
@@ -183,6 +201,7 @@ def test_kill_9_is_told_by_the_last_will_and_the_restart_replays_the_journal(dae
         daemon.client.publish("plant/killed/telemetry", json.dumps(body).encode())
     wait_until(lambda: daemon.metric('sentinel_messages_total{outcome="accepted"}') >= 20, 30)
     wait_until(lambda: daemon.metric('sentinel_device_score{device="killed",profile="pump"}') > 0, 30)
+    settle(daemon)
     score = daemon.metric('sentinel_device_score{device="killed",profile="pump"}')
     os.kill(daemon.process.pid, signal.SIGKILL)
     daemon.process.wait()

@@ -47,7 +47,9 @@ def write_report(path: Path, result: Result, summary: dict[str, Any]) -> None:
 
 
 def _page(result: Result, summary: dict[str, Any], shown: Sequence[int]) -> str:
-    script, style = (files("sentinel.commands").joinpath(f"_report.{kind}").read_text("utf-8") for kind in ("js", "css"))
+    script, style = (
+        files("sentinel.commands").joinpath(f"_report.{kind}").read_text("utf-8") for kind in ("js", "css")
+    )
     only = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{only}'"
     data = json.dumps(_data(result, shown), separators=(",", ":"))
@@ -84,8 +86,7 @@ def _head(result: Result, summary: dict[str, Any]) -> Iterator[str]:
         (
             "rows",
             f"{summary['rows']:,}",
-            f"{summary['rows_learned']:,} learned from, {summary['rows_scored']:,} scored, "
-            f"{summary['rows_flagged']:,} flagged",
+            ", ".join(f"{summary[f'rows_{what}']:,} {what}" for what in ("learned", "scored", "flagged")),
             "",
         ),
         (
@@ -184,7 +185,11 @@ def _events(result: Result, shown: Sequence[int]) -> Iterator[str]:
     yield "<th>Lasted<th>Device<th>Found</tr></thead><tbody>"
     for event in events[:MOST_LINES]:
         begin, end = float(result.time[event.first]), float(result.time[event.last])
-        found = "<b class=bad>missed</b>" if event.delay is None else f"<b class=good>found</b> after {duration(event.delay)}"
+        found = (
+            "<b class=bad>missed</b>"
+            if event.delay is None
+            else f"<b class=good>found</b> after {duration(event.delay)}"
+        )
         yield (
             f"<tr><td class=time>{_link(result, shown, event.device, begin, end)}<td class=number>{duration(end - begin)}"
             f"<td>{escape(event.device)}<td>{found}</tr>"
@@ -325,7 +330,9 @@ def _device(result: Result, at: int) -> dict[str, Any]:
     every = -(-2 * len(rows) * _numbers(result) // MOST_NUMBERS) if len(rows) * _numbers(result) > MOST_NUMBERS else 1
     name = result.devices[at]
     # A forecast that float32 cannot hold is none.
-    drawn = [np.where(np.abs(part[rows]) < 1e38, part[rows], np.nan) for part in (result.expected, result.low, result.high)]
+    drawn = [
+        np.where(np.abs(part[rows]) < 1e38, part[rows], np.nan) for part in (result.expected, result.low, result.high)
+    ]
     least, most = np.fmin, np.fmax
     values = _thin(result.values[rows], every, least, most)
     expected = _thin(drawn[0], every, least, most)
@@ -360,4 +367,4 @@ def _thin(column: npt.NDArray[Any], every: int, first: np.ufunc, second: np.ufun
 
 def _base64(column: Floats | npt.NDArray[Any], dtype: str) -> str:
     with np.errstate(over="ignore"):
-        return base64.b64encode(np.ascontiguousarray(column, dtype)).decode()
+        return base64.b64encode(np.ascontiguousarray(column, dtype).tobytes()).decode()

@@ -148,7 +148,9 @@ def _journal() -> dict[str, Any]:
             ids = [f"plant-1/pump-{number:06}" for number in range(count)]
             channels = tuple(f"c{at}" for at in range(CHANNELS))
             values = random.standard_normal((count, CHANNELS))
-            entry = Readings("bench", channels, ids, np.arange(count) + 1.7e9, values, np.zeros(count, dtype=np.int64))
+            entry = Readings(
+                "bench", channels, ids, np.arange(1.7e9, 1.7e9 + count), values, np.zeros(count, dtype=np.int64)
+            )
             took: list[float] = []
             end = time.perf_counter() + EACH
             while time.perf_counter() < end or len(took) < LEAST_ROUNDS:

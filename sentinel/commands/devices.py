@@ -14,9 +14,10 @@ import orjson
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sentinel import trainer
-from sentinel.adapters.store import Store, open_reader, open_snapshot
+from sentinel.adapters.store import Store, open_snapshot
 from sentinel.errors import DataError, ModelError, StoreError
 from sentinel.model.score import Detector
 from sentinel.records import Channel, Command, ProfileSpec
@@ -81,7 +82,9 @@ def _look(settings: Settings, device: str | None) -> dict[str, Any]:
                     continue
                 if name not in readers:
                     readers[name] = _Reader(name, profiles[name], specs.get(name), path / "models", notes)
-                found += readers[name].read([(one, row) for profile, one, row in part if profile == name], device is not None)
+                found += readers[name].read(
+                    [(one, row) for profile, one, row in part if profile == name], device is not None
+                )
     if device is not None and not found:
         raise DataError(f"no device {device!r} in the snapshot of {_moment(image.now)}; `sentinel devices` lists all")
     found.sort(key=lambda row: (row["profile"], row["device"]))
@@ -109,8 +112,9 @@ class _Reader:
 
     def read(self, rows: Sequence[tuple[str, bytes]], full: bool) -> Iterator[dict[str, Any]]:
         stream = ProfileStream(replace(self._spec, max_devices=len(rows)))
-        nothing_open = {"open": {}, "started": {}, "recent": []}
-        stream.restore(self._data | {"pending": [], "alerts": nothing_open}, self._detector, rows)
+        data = dict(self._data)
+        data["pending"], data["alerts"] = [], {"open": {}, "started": {}, "recent": []}  # read from the snapshot itself
+        stream.restore(data, self._detector, rows)
         for slot in stream.table:
             yield self._brief(stream, slot) | (self._full(stream, slot) if full else {})
 
@@ -278,7 +282,9 @@ def _print_one(row: Mapping[str, Any], as_of: float) -> None:
         facts["threshold"] = f"raised by {row['threshold_raised']:.0%} after past alerts"
     for alert in row["alerts"]:
         lasted = duration(alert["updated"] - alert["started"])
-        facts[f"alert {alert['id']}"] = f"{alert['kind']}, {alert['state']}, since {_moment(alert['started'])} ({lasted})"
+        facts[f"alert {alert['id']}"] = (
+            f"{alert['kind']}, {alert['state']}, since {_moment(alert['started'])} ({lasted})"
+        )
     for name, text in facts.items():
         print(f"  {name:<16} {_plain(text)}")
     columns = ["channel", "last", "location", "spread", "range so far", "notes"]
@@ -323,7 +329,5 @@ def _plain(text: str) -> str:
     return "".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in text)
 
 
-def _escaped(text: str) -> Any:
-    from rich.text import Text
-
+def _escaped(text: str) -> Text:
     return Text(_plain(text))

@@ -37,7 +37,9 @@ def models(*, config: Path, json_file: Path | None) -> int:
         except OSError as error:
             raise DataError(f"{json_file} cannot be written ({error.strerror})") from error
     if not rows:
-        print(f"no models in {root} yet: `sentinel train` makes one, and so does `sentinel run` when it has learned enough")
+        print(
+            f"no models in {root} yet: `sentinel train` makes one, and so does `sentinel run` when it has learned enough"
+        )
         return 0
     _print(rows)
     return 0
@@ -103,6 +105,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
     cell = f"{row['cell']} {row['layers']}×{row['hidden']}"
     channels = row["channels"]
     named = ", ".join(channels[:4]) + (f" and {len(channels) - 4} more" if len(channels) > 4 else "")
-    learned = "from a recording" if row["declared"] else f"live, to position {row['position']:,}"
+    learned = "from a recording" if row["declared"] else "live"
+    if row["position"]:
+        learned += f", to position {row['position']:,}"
     runs = "yes" if row["runs"] else "from the next start" if row["next_start"] else "no"
     return [*begin, cell, named, f"{row['devices']:,}", learned, runs]

@@ -58,7 +58,7 @@ def decay(raised: Tensor, dt: Tensor, budget: float) -> Tensor:
     return (raised - RAISE * budget * dt * (raised / RAISE_REFERENCE).clamp(max=1.0)).clamp(min=0.0)
 
 
-def standardise(u: Tensor, calibration: Tensor) -> tuple[Tensor, Tensor]:
+def standardise(u: Tensor, calibration: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Windowed errors in terms of their own past.
 
     z = (u - mean) / (sd + 1e-3 |mean| + 0.02), clipped to 0..12.
@@ -68,12 +68,15 @@ def standardise(u: Tensor, calibration: Tensor) -> tuple[Tensor, Tensor]:
         calibration: mean and variance in two memories, (B, 2, 2, 4, K F).
 
     Returns:
-        z summed over streams and memories, (B, K F); u - mean, (B, 2, 4, K F).
+        z summed over streams and memories, (B, K F); the same before the clip at 12, for blame; u - mean,
+        (B, 2, 4, K F).
     """
     mean, var = calibration.unbind(2)
     away = u.unsqueeze(1) - mean
     spread = var.sqrt().add_(mean.abs(), alpha=1e-3).add_(FLOOR)
-    return (away / spread).clamp_(0.0, CEILING).sum((1, 2)), away
+    z = (away / spread).clamp_(min=0.0)
+    raw = z.sum((1, 2))
+    return z.clamp_(max=CEILING).sum((1, 2)), raw, away
 
 
 def update_(calibration: Tensor, away: Tensor, n: Tensor, learns: Tensor) -> None:
@@ -129,14 +132,18 @@ class ShiftReference:
             blunt: factor a channel's deviation counts with after the user's gates, (B, 2, F).
 
         Returns:
-            B (B,); each channel's part in the squared distances, >= 0, (B, F).
+            B (B,); how far each channel is from what the others say, squared, (B, F): (P a)_f^2 / P_ff, by which the
+            squared distance falls if channel f is left out. Where one channel alone moved, its part is the largest,
+            since P_fk^2 <= P_ff P_kk.
         """
         away = (shift - self.centre[group]) * blunt
-        parts = away * (self.precision[group] @ away.unsqueeze(3)).squeeze(3)  # (B, 2, F)
-        d = parts.sum(2).clamp(min=0.0).sqrt() / self.most[group]
+        precision = self.precision[group]
+        pull = (precision @ away.unsqueeze(3)).squeeze(3)  # (B, 2, F)
+        d = (away * pull).sum(2).clamp(min=0.0).sqrt() / self.most[group]
+        parts = pull.square() / precision.diagonal(dim1=2, dim2=3).clamp(min=1e-9)
         if self.values_only:
-            return d[:, 0], parts[:, 0].clamp(min=0.0)
-        return (d[:, 0] * d[:, 1]).sqrt(), parts.clamp(min=0.0).sum(1)
+            return d[:, 0], parts[:, 0]
+        return (d[:, 0] * d[:, 1]).sqrt(), parts.sum(1)
 
 
 def shift_reference(values: Floats, errors: Floats, varied: Floats) -> tuple[Floats, Floats, Floats]:

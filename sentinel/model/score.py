@@ -237,8 +237,9 @@ class Scorer:
         n = get("n")
         calibration = get("calibration")
         believed = valid & (n >= calibrate.LEAST)  # (B, K)
-        z, away = calibrate.standardise(u, calibration)
-        z = z.view(b, layout.heads, f) * (believed / (STREAMS * MEMORIES)).unsqueeze(2)
+        z, raw, away = calibrate.standardise(u, calibration)
+        weight = (believed / (STREAMS * MEMORIES)).unsqueeze(2)
+        z = z.view(b, layout.heads, f) * weight
         heads = believed.sum(1, keepdim=True)
         frozen = get("frozen") > 0
         beyond = self._beyond(record, linear, seen, frozen, n.amax(1) >= RANGE_AFTER)
@@ -265,10 +266,10 @@ class Scorer:
         far = far.clamp(-ERROR_LIMIT, ERROR_LIMIT)
         slow = torch.where(fresh.view(b, 1, 1), far, shift + calibrate.SHIFT_RATE * (far - shift))
         shift = torch.where(seen.unsqueeze(1), slow, shift)
-        blame = surprises * counts
         # Heads of the past alone say which channel: the cross head raises a fault's neighbours too (UNIFIED.md §5).
-        own = (z[:, : len(spec.horizons)].sum(1) + beyond) * counts
-        blame = torch.where(own.sum(1, keepdim=True) > 0, own, blame)
+        past = len(spec.horizons)
+        own = ((raw.view(b, layout.heads, f) * weight)[:, :past].sum(1) + beyond) * counts
+        blame = torch.where(own.sum(1, keepdim=True) > 0, own, surprises * counts)
         if self._shift is not None:
             blunt = self._gate_shift(shift, s)
             distance, parts = self._shift.distance(shift, get("group").long(), blunt)

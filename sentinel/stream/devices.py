@@ -18,6 +18,7 @@ _COLUMNS: dict[str, tuple[str, float]] = {  # name: dtype, value of an empty slo
     "heard": ("f4", 0.0),  # usual receive-time seconds between readings
     "ticks": ("i8", 0),
     "last_start": ("i8", -(1 << 40)),  # tick of the last start of a prediction alert
+    "score": ("f8", np.nan),  # last score; NaN: none yet
     "silent": ("?", 0),
     "open": ("?", 0),  # has an alert
 }
@@ -45,6 +46,7 @@ class DeviceTable:
         self.heard: npt.NDArray[np.float32]
         self.ticks: Ints
         self.last_start: Ints
+        self.score: Floats
         self.silent: Bools
         self.open: Bools
         self.last: Floats

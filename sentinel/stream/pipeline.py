@@ -104,7 +104,6 @@ class ProfileStream:
         self._columns: Ints = np.zeros(0, dtype=np.int64)
         self._learned: dict[str, int] = {}  # devices that the model was learned from, and their row in `_memory`
         self._memory: Memory | None = None
-        self._score: Floats = np.full(self.table.capacity, np.nan)
 
     # --- inputs ---
 
@@ -300,7 +299,7 @@ class ProfileStream:
     def _ready(self) -> Bools:
         """Which slots score: they have a score, or their next tick gives one."""
         assert self.scorer is not None and self.slabs is not None  # noqa: PT018 - for the type checker
-        return self.scorer.ready(self.slabs) | ~np.isnan(self._score)
+        return self.scorer.ready(self.slabs) | ~np.isnan(self.table.score)
 
     def device_state(self, slot: int) -> DeviceState:
         """State of one device."""
@@ -312,7 +311,7 @@ class ProfileStream:
 
     def scores(self) -> Floats:
         """Last score of each slot, (N,), NaN where there is none."""
-        return self._score
+        return self.table.score
 
     # --- inside ---
 
@@ -323,11 +322,8 @@ class ProfileStream:
             self.table.widen(len(self.channels))
 
     def _begin(self, new: Sequence[int]) -> None:
-        if self.table.capacity > len(self._score):
-            self._score = np.concatenate([self._score, np.full(self.table.capacity - len(self._score), np.nan)])
         if not new:
             return
-        self._score[list(new)] = np.nan
         if self.slabs is not None and self.scorer is not None:
             if self.table.capacity > len(self.slabs):
                 self.slabs.resize(self.table.capacity)
@@ -348,7 +344,6 @@ class ProfileStream:
         if self.aligner is not None:
             self.aligner.drop(slot)
         self.table.forget(slot)
-        self._score[slot] = np.nan
         return out
 
     def _newly_silent(self, now: float) -> Bools:
@@ -406,7 +401,7 @@ class ProfileStream:
         self._judge(batch, scored, broken, now, out)
         table.advance(slots, batch.time, batch.values, dt)
         if scored is not None:
-            self._score[slots] = scored.score.numpy()
+            table.score[slots] = scored.score.numpy()
         out.ticks.append(Ticks(batch, scored if self.keep_ticks else None, broken))
 
     def _observe(self, batch: Batch, dt: Floats, first: Bools, out: Outcome) -> Scored | None:
