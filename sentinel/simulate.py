@@ -99,7 +99,7 @@ ROOM = Machine(
     topic="home/{device}/climate",
     template="home/{device}/climate",
     quantities=(
-        Quantity("temperature", "°C", base=19.0, slow=4.0, rhythm=0.8, noise=0.06),
+        Quantity("temperature", "°C", base=18.0, slow=6.0, rhythm=0.5, noise=0.08),
         Quantity("humidity", "%", base=38.0, slow=14.0, drive=2.0, rhythm=-1.5, noise=0.2),
         Quantity("co2", "ppm", base=420.0, slow=700.0, drive=80.0, noise=9.0),
     ),
@@ -287,11 +287,11 @@ class Faults:
         size = 0.0
         match kind:
             case "spike":
-                length, size = _SPIKE * fleet.interval, sign * float(rng.uniform(60, 90))
+                length, size = _SPIKE * fleet.interval, sign * float(rng.uniform(80, 120))
             case "level_shift" | "drift":
                 size = sign * float(rng.uniform(45, 70))
             case "noise":
-                size = float(rng.uniform(20, 30))
+                size = float(rng.uniform(28, 40))
             case "dropout":
                 channel = ""
             case "stuck" | "broken_correlation":

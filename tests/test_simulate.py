@@ -177,7 +177,7 @@ class TestTheFaultSchedule:
             if fault.end < 100:
                 assert shown[fault.device] > 0
             if fault.kind == "spike":
-                assert fault.end - fault.start == pytest.approx(0.1)
+                assert shown[fault.device] >= 3
 
     def test_is_the_same_for_the_same_seed(self) -> None:
         assert self.run(60, seed=5)[0] == self.run(60, seed=5)[0] != self.run(60, seed=6)[0]
