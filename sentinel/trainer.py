@@ -7,6 +7,7 @@ with a `Job` as JSON on standard input; writes one JSON object a line to standar
 
 import ctypes
 import json
+import math
 import os
 import signal
 import sys
@@ -106,7 +107,7 @@ def run(job: Job, tell: "Tell") -> dict[str, Any]:
             if position - began < CAUGHT_UP:
                 break
         version = save(models, stream, learned.detector, position)
-        return {"version": version, "position": position, "ticks": sum(len(s) for s in series), "loss": after}
+        return {"version": version, "position": position, "ticks": sum(len(s) for s in series), "loss": _finite(after)}
 
 
 def adopt(stream: ProfileStream, learned: Learned) -> None:
@@ -212,6 +213,11 @@ def _joined(parts: list[Readings]) -> Readings:
         np.concatenate([part.values for part in parts]),
         np.concatenate([part.message for part in parts]),
     )
+
+
+def _finite(loss: float) -> float | None:
+    """None where nothing was held out."""
+    return loss if math.isfinite(loss) else None
 
 
 class Tell:
