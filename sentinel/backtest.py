@@ -323,7 +323,7 @@ class Backtest:
             result.score[rows] = ticks.scored.score.numpy()
             result.p_value[rows] = ticks.scored.p_value.numpy()
             result.anomaly[rows] |= result.score[rows] >= 1.0
-            middle, low, high = self.stream.expectation(ticks.scored)
+            middle, low, high = self.stream.expectation(ticks.scored, ticks.previous[:, columns])
             at = np.ix_(rows, columns)
             result.expected[at], result.low[at], result.high[at] = middle, low, high
         for transition in outcome.transitions:

@@ -457,6 +457,7 @@ class Service:
         if not due:
             return
         outcomes = {name: stream.timer(now) for name, stream in due.items()}
+        self._forgotten += [(name, device) for name, outcome in outcomes.items() for device in outcome.forgotten]
         self._count({}, outcomes, {}, {})
         transitions = [t for outcome in outcomes.values() for t in outcome.transitions]
         self._held.append(partial(self._publish, transitions, [0.0] * len(transitions)))

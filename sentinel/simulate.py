@@ -147,10 +147,10 @@ class Tick:
 class Fleet:
     """N like devices, each with its own gains, offsets, set points and noise. Seeded; the same seed, the same fleet.
 
-    Devices tick one after the other within a tick's `interval` seconds, so that a fleet doesn't send in one burst.
+    Devices tick one after the other over the share `spread` of a tick's `interval` seconds.
     """
 
-    def __init__(self, machine: Machine, count: int, *, interval: float, seed: int = 0) -> None:
+    def __init__(self, machine: Machine, count: int, *, interval: float, seed: int = 0, spread: float = 1.0) -> None:
         self.machine = machine
         self.devices = tuple(machine.device.format(number=number) for number in range(1, count + 1))
         self.topics = tuple(machine.topic.format(device=device) for device in self.devices)
@@ -169,7 +169,7 @@ class Fleet:
         self._gain = 1 + 0.05 * rng.standard_normal((count, width))
         self._base = of("base") * (1 + 0.03 * rng.standard_normal((count, width)))
         self._phase = 0.15 * rng.standard_normal(count)
-        self._offset = np.arange(count) / max(count, 1) * interval
+        self._offset = np.arange(count) / max(count, 1) * interval * spread
         self._ticks = 0
         self._set_point = rng.uniform(-1, 1, count)
         self._drive = _MIDDLE + self._set_point * machine.steps + machine.swing * np.sin(self._phase)

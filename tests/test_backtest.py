@@ -192,7 +192,6 @@ class TestAlerts:
         assert begin["message"].startswith("pump-1: heat ")
 
     @pytest.mark.parametrize("channel", ["pressure", "flow"])
-    @pytest.mark.xfail(strict=True, reason="where channels explain each other the shift blames both alike")
     def test_of_coupled_channels_the_faulty_one_is_named(self, tmp_path: Path, channel: str) -> None:
         values = healthy()
         values[FAULT, CHANNELS.index(channel)] += {"pressure": 3.0, "flow": 12.0}[channel]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from paho.mqtt import client as paho
+from paho.mqtt.enums import CallbackAPIVersion
 
 from sentinel.commands import demo as command
 from sentinel.commands._parts import await_port, child, free_port
@@ -23,7 +24,7 @@ from sentinel.commands._publisher import Publisher
 from sentinel.errors import DataError
 from sentinel.settings import MqttSettings, load_settings
 from sentinel.simulate import Fault
-from tests.brokers import PlainClient, plain_client, wait_until
+from tests.brokers import plain_client, wait_until
 
 FAULT = Fault("stuck", "pump", "north/pump-1", "flow", 1070.0, 1080.0, 0.0)
 
@@ -41,7 +42,9 @@ def scene() -> command.Scene:
 class TestBookKeeping:
     def test_an_alert_counts_once_when_it_begins_to_fire(self, scene: command.Scene) -> None:
         scene.take("fault", asdict(FAULT), 1070.0)
-        lines = [scene.take("alert", alert(state), 1072.0 + at) for at, state in enumerate(("pending", "firing", "firing"))]
+        lines = [
+            scene.take("alert", alert(state), 1072.0 + at) for at, state in enumerate(("pending", "firing", "firing"))
+        ]
         assert [line is not None for line in lines] == [False, True, False]
         assert "north/pump-1: flow 9.1" in str(lines[1])
         assert scene.count().delays == (3.0,)
@@ -103,12 +106,6 @@ class TestTheEmbeddedBroker:
             await_port(process, port, tmp_path / "log")
             yield port
 
-    def persistent(self, port: int, *topics: str) -> PlainClient:
-        def setup(client: paho.Client) -> None:
-            client.reinit("keeper", clean_session=False)
-
-        return PlainClient(port, *topics, setup=setup)
-
     def test_carries_qos_1(self, port: int) -> None:
         with plain_client(port, "plant/#") as client, Publisher(MqttSettings(port=port)) as publisher:
             publisher.publish((f"plant/{n}", b"%d" % n) for n in range(500))
@@ -127,14 +124,28 @@ class TestTheEmbeddedBroker:
             time.sleep(0.2)
         assert [(message.topic, message.retain) for message in client.got] == [("a/kept", True)]
 
+    def test_remembers_a_persistent_session(self, port: int) -> None:
+        present: list[bool] = []
+        for visit in (1, 2):
+            client = paho.Client(CallbackAPIVersion.VERSION2, client_id="keeper", clean_session=False)
+            client.on_connect = lambda _client, _data, flags, *_: present.append(flags.session_present)
+            client.connect("127.0.0.1", port)
+            client.loop_start()
+            wait_until(lambda visit=visit: len(present) == visit)
+            client.disconnect()
+            client.loop_stop()
+        assert present == [False, True]
+
     def test_takes_a_last_will(self, port: int) -> None:
         with plain_client(port, "sentinel/status") as client:
-            dying = paho.Client(paho.CallbackAPIVersion.VERSION2)  # type: ignore[attr-defined]
+            dying = paho.Client(CallbackAPIVersion.VERSION2)
             dying.will_set("sentinel/status", b"gone", 1, retain=True)
             dying.connect("127.0.0.1", port)
             for _ in range(5):
                 dying.loop(0.05)
-            dying.socket().close()
+            connection = dying.socket()
+            assert connection is not None
+            connection.close()
             wait_until(lambda: client.got)
         assert client.got[0].payload == b"gone"
 

@@ -176,7 +176,7 @@ class TestAgainstMosquitto:
         path.write_text("time,x\n" + "".join(f"{at},0.5\n" for at in range(100)))
         killing = threading.Timer(0.5, broker.kill)
         killing.start()
-        with pytest.raises(Unavailable, match="went away: .* of .* messages were acknowledged"):
+        with pytest.raises(Unavailable, match=r"went away: .* of .* messages were acknowledged"):
             run(path, broker, "t/{device}", speed=None, rate=50.0)
         killing.join()
 

@@ -72,15 +72,15 @@ def run_part(part: str, parent: int, *args: str) -> None:
         case "plant":
             _run_plant(int(args[0]), int(args[1]))
         case "daemon":
-            os.execv(sys.executable, [sys.executable, "-m", "sentinel", "run", "--config", args[0]])
+            os.execv(sys.executable, [sys.executable, "-m", "sentinel", "run", "--config", args[0]])  # noqa: S606 (its own program)
 
 
 def _run_broker(port: int) -> None:
-    import asyncio  # noqa: PLC0415 (an extra, and this process's alone)
-    import logging  # noqa: PLC0415
+    import asyncio
+    import logging
 
-    from amqtt.broker import Broker  # type: ignore[import-untyped]  # noqa: PLC0415
-    from amqtt.contexts import BrokerConfig, ListenerConfig  # type: ignore[import-untyped]  # noqa: PLC0415
+    from amqtt.broker import Broker
+    from amqtt.contexts import BrokerConfig, ListenerConfig
 
     logging.basicConfig(level=logging.WARNING)
 
@@ -96,7 +96,11 @@ def _run_broker(port: int) -> None:
 def _run_plant(port: int, seed: int) -> None:
     """Publish the fleets; a line on stdin, the time after which no fault starts (0: none), begins the faults."""
     interval = 1 / RATE
-    fleets = [Fleet(PUMP, PUMPS, interval=interval, seed=seed), Fleet(ROOM, ROOMS, interval=interval, seed=seed + 1)]
+    # Close together, so that the daemon takes them in few turns: this machine has the trainers to feed as well.
+    fleets = [
+        Fleet(PUMP, PUMPS, interval=interval, seed=seed, spread=0.2),
+        Fleet(ROOM, ROOMS, interval=interval, seed=seed + 1, spread=0.2),
+    ]
     asked: queue.Queue[float] = queue.Queue()
 
     def listen() -> None:

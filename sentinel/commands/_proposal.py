@@ -273,7 +273,7 @@ def _name(group: _Group, taken: set[str]) -> str:
     stems = {re.sub(r"[\W\d_]+$", "", re.split(r"\d", device.split("/")[-1])[0]) for device in group.devices()}
     fixed = [name for name in group.names if name[:1] != "{"]
     stem = stems.pop() if len(stems) == 1 else ""
-    base = stem if len(stem) > 2 else (fixed[0] if fixed else "devices")  # noqa: PLR2004 (shorter says nothing)
+    base = stem if len(stem) > 2 else (fixed[0] if fixed else "devices")  # shorter says nothing
     base = re.sub(r"[^a-z0-9]+", "_", base.lower()).strip("_") or "devices"
     name, number = base, 2
     while name in taken:
@@ -303,7 +303,7 @@ def _section(group: _Group, name: str) -> list[str]:
     if group.kind == "number":
         at = group.names.index("{channel}")
         channels = sorted({topic.levels[at] for topic in group.topics})
-        seen = ", ".join(channels[:20]) + (" …" if len(channels) > 20 else "")  # noqa: PLR2004
+        seen = ", ".join(channels[:20]) + (" …" if len(channels) > 20 else "")
         return [*lines, _comment(f"{len(channels)} seen: {seen}"), 'channels = "auto"']
     return [*lines, *_channels(group, times)]
 
@@ -362,7 +362,7 @@ def _counts(group: _Group, keys: Keys) -> bool:
         run = [leaf for _, leaves in topic.readings if isinstance(leaf := leaves.get(keys), float)]
         steps.update(b - a for a, b in pairwise(run))
     total = steps.total()
-    return total >= 5 and steps[1.0] >= _MOST * total  # noqa: PLR2004 (fewer may be chance)
+    return total >= 5 and steps[1.0] >= _MOST * total  # fewer may be chance
 
 
 def _times(group: _Group) -> tuple[list[Keys], dict[Keys, Unit]]:

@@ -141,27 +141,11 @@ class Publisher:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if context is not None:
                 connection = context.wrap_socket(connection, server_hostname=broker.host)
-            flags, fields = 0x02, _text("")  # a clean session under an id of the broker's choice
-            if broker.username is not None:
-                flags |= 0x80
-                fields += _text(broker.username)
-                if secret is not None:
-                    flags |= 0x40
-                    fields += _text(secret)
-            body = _text("MQTT") + bytes([4, flags]) + _KEEPALIVE.to_bytes(2) + fields
-            connection.sendall(b"\x10" + _length(len(body)) + body)
-            self._active = time.monotonic()
-            answer = b""
-            while len(answer) < _CONNACK_SIZE:
-                part = connection.recv(_CONNACK_SIZE - len(answer))
-                if not part:
-                    raise ConnectionError("it closed the connection")
-                answer += part
-            if answer[3]:
-                raise ConnectionError(_REFUSALS.get(answer[3], f"it refuses with code {answer[3]}"))
+            _introduce(connection, broker.username, secret)
         except BaseException:
             connection.close()
             raise
+        self._active = time.monotonic()
         return connection
 
     def _flush(self) -> None:
@@ -196,7 +180,7 @@ class Publisher:
             raise self._away("it closed the connection")
         self._in += data
         at = 0
-        while len(self._in) - at >= 2:  # noqa: PLR2004 (an MQTT header's bytes)
+        while len(self._in) - at >= 2:
             kind, length = self._in[at], self._in[at + 1]
             if kind not in (_PUBACK, _PINGRESP):
                 raise self._away(f"unexpected packet 0x{kind:02x}")
@@ -209,6 +193,27 @@ class Publisher:
     def _away(self, reason: str) -> Unavailable:
         done = f"; {self.acknowledged} of {self.sent} messages were acknowledged" if self._qos else ""
         return Unavailable(f"the MQTT broker at {self._where} went away: {reason}{done}")
+
+
+def _introduce(connection: socket.socket, username: str | None, secret: str | None) -> None:
+    """CONNECT, with a clean session under an id of the broker's choice, and its answer. Raises OSError."""
+    flags, fields = 0x02, _text("")
+    if username is not None:
+        flags |= 0x80
+        fields += _text(username)
+        if secret is not None:
+            flags |= 0x40
+            fields += _text(secret)
+    body = _text("MQTT") + bytes([4, flags]) + _KEEPALIVE.to_bytes(2) + fields
+    connection.sendall(b"\x10" + _length(len(body)) + body)
+    answer = b""
+    while len(answer) < _CONNACK_SIZE:
+        part = connection.recv(_CONNACK_SIZE - len(answer))
+        if not part:
+            raise ConnectionError("it closed the connection")
+        answer += part
+    if answer[3]:
+        raise ConnectionError(_REFUSALS.get(answer[3], f"it refuses with code {answer[3]}"))
 
 
 def _text(text: str) -> bytes:

@@ -128,7 +128,7 @@ def _memory(horizons: tuple[int, ...]) -> dict[str, Any]:
     table = DeviceTable(CHANNELS, DEVICES)
     table.slots([f"plant-1/pump-{number:06}" for number in range(DEVICES)])
     flags = table.dirty.itemsize + table.used.itemsize + np.dtype(np.float64).itemsize  # and the last score
-    parts["table"] = table.width() + flags
+    parts["table"] = table.width(table.channels) + flags
     index = sys.getsizeof(table.slot_of) + sys.getsizeof(table.ids) + sum(map(sys.getsizeof, table.ids))
     parts["ids"] = round(index / DEVICES) + sys.getsizeof(DEVICES)
     return {"horizons": list(horizons)} | parts | {"total": sum(parts.values())}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -82,16 +83,13 @@ def publish_fleets(
         now = start + number * interval
         if inject is not None and (begun := inject(now)):
             tell(begun)
-        messages = sorted(message for fleet in fleets for message in _messages(fleet, now))
         due = begun_at + number * interval
-        slices = max(1, min(len(messages), round(interval / _SLICE)))
-        for part in range(slices):
-            publisher.sleep_until(due + (part + 1) / slices * interval)
-            publisher.publish(
-                (topic, payload)
-                for _, topic, payload in messages[part * len(messages) // slices : (part + 1) * len(messages) // slices]
-            )
+        messages = sorted(message for fleet in fleets for message in _messages(fleet, now))
+        for part, together in groupby(messages, key=lambda message: int((message[0] - now) / _SLICE)):
+            publisher.sleep_until(due + min((part + 1) * _SLICE, interval))
+            publisher.publish((topic, payload) for _, topic, payload in together)
         number += 1
+    publisher.sleep_until(begun_at + number * interval)
     publisher.drain()
 
 

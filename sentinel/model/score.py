@@ -275,7 +275,9 @@ class Scorer:
             distance, parts = self._shift.distance(shift, get("group").long(), blunt)
             distance = torch.where(since >= EARLIEST_SHIFT, distance, 0.0)
             by_shift = (distance / calibrate.SHIFT_LIMIT).pow(1 / 3) / (1 + raised)
-            blame = torch.where((by_shift > score).unsqueeze(1), parts, blame)
+            # Two channels that explain each other tie in `parts`; what the past says of each decides.
+            both = _shares(parts) + _shares(blame)
+            blame = torch.where((by_shift > score).unsqueeze(1), both, blame)
             score = torch.maximum(score, by_shift)
         p = calibrate.p_value(score * (1 + raised) * self.level)
         scoreless, unforeseen = ~has_score, ~valid[:, :1]
@@ -378,6 +380,10 @@ class Scorer:
         v2.copy_(torch.where(second, linear, v2))
         v1.copy_(torch.where(seen & none1, linear, v1))
         return torch.where(varied.sum(1, keepdim=True) > 0, varied, 1.0)
+
+
+def _shares(blame: Tensor) -> Tensor:
+    return blame / blame.sum(1, keepdim=True).clamp(min=1e-9)
 
 
 def _pad(values: np.ndarray[Any, np.dtype[Any]], rows: int) -> np.ndarray[Any, np.dtype[Any]]:

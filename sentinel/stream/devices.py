@@ -159,16 +159,20 @@ class DeviceTable:
         raw = np.concatenate([np.ascontiguousarray(part).view(np.uint8) for part in parts], axis=1)
         return [row.tobytes() for row in raw]
 
-    def width(self) -> int:
+    @staticmethod
+    def width(channels: int) -> int:
         """Bytes of one packed slot."""
         fixed = sum(np.dtype(dtype).itemsize for dtype, _ in _COLUMNS.values())
-        return fixed + self.channels * sum(np.dtype(dtype).itemsize for dtype, _ in _PER_CHANNEL.values())
+        return fixed + channels * sum(np.dtype(dtype).itemsize for dtype, _ in _PER_CHANNEL.values())
 
-    def unpack(self, slots: Ints, raw: npt.NDArray[np.uint8]) -> None:
-        """Set slots from `pack`'s bytes, (B, width)."""
+    def unpack(self, slots: Ints, raw: npt.NDArray[np.uint8], columns: Ints) -> None:
+        """Set slots from `pack`'s bytes, (B, width); `columns` says where each packed channel is now."""
         at = 0
         for name, (dtype, _) in (_COLUMNS | _PER_CHANNEL).items():
-            size = np.dtype(dtype).itemsize * (self.channels if name in _PER_CHANNEL else 1)
+            size = np.dtype(dtype).itemsize * (len(columns) if name in _PER_CHANNEL else 1)
             part = np.ascontiguousarray(raw[:, at : at + size]).view(dtype)
-            getattr(self, name)[slots] = part if name in _PER_CHANNEL else part[:, 0]
+            if name in _PER_CHANNEL:
+                getattr(self, name)[np.ix_(slots, columns)] = part
+            else:
+                getattr(self, name)[slots] = part[:, 0]
             at += size

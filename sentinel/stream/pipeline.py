@@ -45,6 +45,7 @@ from sentinel.stream.rules import RULES, Broken, Rules
 SILENCE_LEAST = 300.0  # seconds; with `silence_after = "auto"` no device is silent sooner
 SILENCE_INTERVALS = 10.0
 _USED = FATE_CODE[Fate.ACCEPTED]
+_NOTHING: Floats = np.zeros((0, 0))
 
 Memory = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """What `Slabs.take` gives: records, forecasts ahead, errors, a row a device."""
@@ -52,11 +53,12 @@ Memory = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Ticks:
-    """One wave of a profile: B ticks, what was scored, and what was broken."""
+    """One wave of a profile: B ticks, what was scored, what was broken, and the values of the ticks before, (B, F)."""
 
     batch: Batch
     scored: Scored | None
     broken: Broken
+    previous: Floats
 
 
 @dataclass(slots=True)
@@ -69,6 +71,7 @@ class Outcome:
         transitions: of alerts, in order.
         anomalies: anomalous ticks, by kind.
         gaps: devices whose state began anew after a gap.
+        forgotten: devices that are gone.
     """
 
     fates: dict[Fate, int] = field(default_factory=dict)
@@ -76,6 +79,7 @@ class Outcome:
     transitions: list[Transition] = field(default_factory=list)
     anomalies: dict[AlertKind, int] = field(default_factory=dict)
     gaps: int = 0
+    forgotten: list[str] = field(default_factory=list)
 
     @property
     def count(self) -> int:
@@ -148,6 +152,7 @@ class ProfileStream:
             out.transitions += self.book.start(self.table.ids[slot], "silence", float(self.table.last_seen[slot]), now)
             out.anomalies["silence"] = out.anomalies.get("silence", 0) + 1
         for slot in np.flatnonzero(self.table.used & (now - self.table.last_seen > self.spec.device_ttl)).tolist():
+            out.forgotten.append(self.table.ids[slot])
             out.transitions += self._forget(slot, now)
         return out
 
@@ -174,6 +179,7 @@ class ProfileStream:
         elif command.verb == "shelve":
             out.transitions += self.book.shelve(command.device, now, command.seconds)
         elif command.verb == "forget" and slot is not None:
+            out.forgotten.append(command.device)
             out.transitions += self._forget(slot, now)
         return out
 
@@ -250,7 +256,8 @@ class ProfileStream:
         Raises:
             ValueError: the rows are not of this detector and these channels.
         """
-        self._know(data["channels"])
+        stored = list(data["channels"])
+        self._know(stored)
         devices, raw = [], []
         for device, row in rows:
             devices.append(device)
@@ -261,14 +268,16 @@ class ProfileStream:
             self.adopt(detector)
         if len(slots):
             block = np.stack(raw)
-            width = self.table.width()
-            self.table.unpack(slots, block[:, :width])
+            columns = np.array([self.channels.index(name) for name in stored], dtype=np.int64)
+            width = self.table.width(len(stored))
+            self.table.unpack(slots, block[:, :width], columns)
             if self.slabs is not None:
                 self._restore_memory(slots, block[:, width:])
         if self.aligner is not None:
             self.aligner.restore([(self.table.slot_of[device], *rest) for device, *rest in data["pending"]])
         self.book.restore(dict(data["alerts"]))
-        self.table.dirty[:] = False
+        # Rows of another width than what is restored are all written anew.
+        self.table.dirty[:] = self.table.used if stored != self.channels else False
 
     def _restore_memory(self, slots: Ints, block: npt.NDArray[np.uint8]) -> None:
         assert self.slabs is not None
@@ -399,10 +408,11 @@ class ProfileStream:
         broken = self.rules.judge(batch, np.where(first, np.nan, dt), table, self.channels)
         scored = self._observe(batch, dt, first, out)
         self._judge(batch, scored, broken, now, out)
+        previous = table.last[slots] if self.keep_ticks else _NOTHING
         table.advance(slots, batch.time, batch.values, dt)
         if scored is not None:
             table.score[slots] = scored.score.numpy()
-        out.ticks.append(Ticks(batch, scored if self.keep_ticks else None, broken))
+        out.ticks.append(Ticks(batch, scored if self.keep_ticks else None, broken, previous))
 
     def _observe(self, batch: Batch, dt: Floats, first: Bools, out: Outcome) -> Scored | None:
         if self.scorer is None or self.slabs is None or self.detector is None:
@@ -448,8 +458,12 @@ class ProfileStream:
 
     # --- words for people ---
 
-    def expectation(self, scored: Scored) -> tuple[Floats, Floats, Floats]:
-        """Expected value and its band, in the channels' units, (B, F of the detector) each; NaN where there is none."""
+    def expectation(self, scored: Scored, previous: Floats) -> tuple[Floats, Floats, Floats]:
+        """Expected value and its band, in the channels' units, (B, F of the detector) each; NaN where there is none.
+
+        Args:
+            previous: the devices' values one tick before, (B, F of the detector): a counter goes on from there.
+        """
         assert self.detector is not None
         scale, sigma = self.detector.scale, self.detector.forecaster.sigma[0].double().numpy()
         mu = scored.forecast.double().numpy()
@@ -458,6 +472,9 @@ class ProfileStream:
             (np.sinh(np.clip(mu + k * sigma, -14, 14)) * s + m) * scale.spread + scale.location
             for k in (0, -BAND, BAND)
         )
+        if scale.counter.any():
+            from_there = np.where(scale.counter, previous, 0.0)
+            middle, low, high = middle + from_there, low + from_there, high + from_there
         return middle, low, high
 
     def _views(self, values: Floats, shares: Floats, expected: Sequence[Floats]) -> tuple[ChannelView, ...]:
@@ -474,7 +491,8 @@ class ProfileStream:
         blame = one.blame[0].double().numpy()
         total = float(blame.sum())
         shares = blame / total if total > 0 else np.full(len(blame), 1 / len(blame))
-        expected = [part[0] for part in self.expectation(one)]
+        previous = self.table.last[batch.slots[row : row + 1]][:, self._columns]
+        expected = [part[0] for part in self.expectation(one, previous)]
         return Evidence(float(one.score[0]), float(one.p_value[0]), self._views(batch.values[row], shares, expected))
 
     def _rule_evidence(self, batch: Batch, broken: Broken, row: int, rule: AlertKind) -> Evidence:
