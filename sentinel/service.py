@@ -9,6 +9,7 @@ import base64
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -66,6 +67,8 @@ class Learner:
         self._next_at = 0.0  # ticks at which to learn next
         self._retry_at = 0.0
         self._rest = b""
+        self._said: dict[str, Any] = {}
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `stop`
 
     @property
     def busy(self) -> bool:
@@ -96,12 +99,14 @@ class Learner:
         champion = detector.version if detector is not None else None
         job = trainer.Job(str(self._store), self.stream.spec, self._seed, champion)
         self._next_at = 2.0 * total
-        self.stage, self._rest = "fitting", b""
+        self.stage, self._rest, self._said = "fitting", b"", {}
+        self._errors.seek(0)
+        self._errors.truncate()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "sentinel.trainer"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._errors,
             text=True,
         )
         assert self._process.stdin is not None
@@ -116,41 +121,48 @@ class Learner:
         process = self._process
         if process is None or process.stdout is None:
             return None
-        code = process.poll()
-        said = _read_now(process.stdout.fileno())
-        last: dict[str, Any] = {}
-        *lines, self._rest = (self._rest + said).split(b"\n")
+        code = process.poll()  # first: what it said before it ended is then all there
+        *lines, self._rest = (self._rest + _read_now(process.stdout.fileno())).split(b"\n")
         for line in lines:
             try:
-                last = orjson.loads(line)
+                self._said = orjson.loads(line)
             except orjson.JSONDecodeError:
                 continue
-            self.stage = last.get("stage", self.stage)
-        if code is None and not ({"version", "kept", "failed"} & last.keys()):
-            return None
+            self.stage = self._said.get("stage", self.stage)
         if code is None:
-            process.wait(5)
-        errors = process.stderr.read() if process.stderr is not None else ""
-        self._process = None
-        self.stage = "trained"
-        if "version" in last:
-            self.failure = ""
-            log.info("learned", profile=self.stream.spec.name, **last)
-            return str(last["version"])
-        if "kept" in last:
-            log.info("champion stays", profile=self.stream.spec.name, reason=last["reason"])
             return None
-        self.failure = last.get("failed") or (errors.strip().splitlines() or [f"exit status {code}"])[-1]
+        self._end()
+        said = self._said
+        if "version" in said:
+            self.failure = ""
+            log.info("learned", profile=self.stream.spec.name, **said)
+            return str(said["version"])
+        if "kept" in said:
+            log.info("champion stays", profile=self.stream.spec.name, reason=said["reason"])
+            return None
+        self.failure = said.get("failed") or self._last_words() or f"exit status {code}"
         self._retry_at = now + 60.0
         log.error("learning failed", profile=self.stream.spec.name, reason=self.failure)
         return None
+
+    def _end(self) -> None:
+        if self._process is not None and self._process.stdout is not None:
+            self._process.stdout.close()
+        self._process = None
+        self.stage = "trained"
+
+    def _last_words(self) -> str:
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""
 
     def stop(self) -> None:
         """End the process, whatever it does."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-            self._process = None
+            self._end()
+        self._errors.close()
 
 
 def _read_now(descriptor: int) -> bytes:

@@ -125,16 +125,18 @@ class TestTheEmbeddedBroker:
         assert [(message.topic, message.retain) for message in client.got] == [("a/kept", True)]
 
     def test_remembers_a_persistent_session(self, port: int) -> None:
-        present: list[bool] = []
-        for visit in (1, 2):
+        def present() -> bool:
+            said: list[bool] = []
             client = paho.Client(CallbackAPIVersion.VERSION2, client_id="keeper", clean_session=False)
-            client.on_connect = lambda _client, _data, flags, *_: present.append(flags.session_present)
+            client.on_connect = lambda _client, _data, flags, *_: said.append(flags.session_present)
             client.connect("127.0.0.1", port)
             client.loop_start()
-            wait_until(lambda visit=visit: len(present) == visit)
+            wait_until(lambda: said)
             client.disconnect()
             client.loop_stop()
-        assert present == [False, True]
+            return said[0]
+
+        assert [present(), present()] == [False, True]
 
     def test_takes_a_last_will(self, port: int) -> None:
         with plain_client(port, "sentinel/status") as client:

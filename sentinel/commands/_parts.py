@@ -72,7 +72,7 @@ def run_part(part: str, parent: int, *args: str) -> None:
         case "plant":
             _run_plant(int(args[0]), int(args[1]))
         case "daemon":
-            os.execv(sys.executable, [sys.executable, "-m", "sentinel", "run", "--config", args[0]])  # noqa: S606 (its own program)
+            os.execv(sys.executable, [sys.executable, "-m", "sentinel", "run", "--config", args[0]])  # noqa: S606
 
 
 def _run_broker(port: int) -> None:
