@@ -46,7 +46,7 @@ HEALTHY_WITHIN = 10.0  # seconds since the last turn
 SHUTDOWN = 8.0  # seconds for all of it
 DEAD_LETTERS_A_SECOND = 10
 DEAD_LETTER_BYTES = 1024
-FLEET_ENOUGH = 50  # times `learn_after` ticks in all are enough, whatever a device has
+FLEET_ENOUGH, FLEET_LEAST = 50, 4  # so many times `learn_after` in all are enough with a quarter of it a device
 KEEP_MODELS = 3
 REPLAY_SAYS_EVERY = 2.0
 
@@ -87,7 +87,8 @@ class Learner:
         total = int(ticks.sum())
         if self.stream.detector is None:
             median = float(np.median(ticks)) if len(ticks) else 0.0
-            self.progress = min(max(median / spec.learn_after, total / (FLEET_ENOUGH * spec.learn_after)), 1.0)
+            fleet = min(total / (FLEET_ENOUGH * spec.learn_after), FLEET_LEAST * median / spec.learn_after)
+            self.progress = min(max(median / spec.learn_after, fleet), 1.0)
             if self.progress < 1.0:
                 return
         elif spec.learn == "once" or self.stream.detector.declared or total < self._next_at:

@@ -12,7 +12,10 @@ README = Path(__file__).parent.parent / "README.md"
 def tables() -> dict[str, str]:
     """Each generated part by its name."""
     settings = ["| key | default | what |", "| --- | --- | --- |"]
-    settings += [f"| `{r.key}` | {f'`{r.default}`' if r.default else ''} | {_cell(r.description)} |" for r in settings_reference()]
+    settings += [
+        f"| `{r.key}` | {f'`{r.default}`' if r.default else ''} | {_cell(r.description)} |"
+        for r in settings_reference()
+    ]
     metrics = ["| metric | labels | what, and what to do |", "| --- | --- | --- |"]
     metrics += [f"| `{r.name}` | {_cell(r.labels)} | {_cell(r.help)} |" for r in metrics_reference()]
     return {"settings": "\n".join(settings), "metrics": "\n".join(metrics)}

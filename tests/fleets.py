@@ -41,7 +41,8 @@ def learned(devices: int = 4, ticks: int = 400, declared: bool = False, cell: st
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(learning, "STEPS", 60)
         series = [
-            Series(f"d{i}", START - ticks + np.arange(ticks, dtype=np.float64), healthy(ticks, i)) for i in range(devices)
+            Series(f"d{i}", START - ticks + np.arange(ticks, dtype=np.float64), healthy(ticks, i))
+            for i in range(devices)
         ]
         model = ModelSpec(cell=cell, hidden=8, horizons=(1, 8))  # type: ignore[arg-type]
         return learn(series, [Channel(name) for name in CHANNELS], model, seed=1, declared=declared)

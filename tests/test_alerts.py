@@ -129,5 +129,12 @@ def test_the_words_name_the_channel_the_value_and_what_was_expected() -> None:
 
 
 def test_numbers_and_spans_are_written_as_people_do() -> None:
-    assert [quantity(v) for v in (0.0, 3.14159, 12345.6, 1e9, None, float("nan"))] == ["0", "3.14", "12346", "1e+09", "?", "?"]
+    assert [quantity(v) for v in (0.0, 3.14159, 12345.6, 1e9, None, float("nan"))] == [
+        "0",
+        "3.14",
+        "12346",
+        "1e+09",
+        "?",
+        "?",
+    ]
     assert [duration(s) for s in (5.0, 240.0, 7200.0, 200000.0)] == ["5 s", "4 min", "2 h", "2 d"]

@@ -47,7 +47,7 @@ class TestTemplate:
 
     @pytest.mark.parametrize("text", ["", "a/x{device}", "a/{device}/{device}", "a/#/b", "a/b+"])
     def test_what_is_no_template_is_refused(self, text: str) -> None:
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match=r"\S"):
             Template(text)
 
 
@@ -55,10 +55,16 @@ class TestReadings:
     def test_paths_times_and_devices_are_read(self) -> None:
         out = decode(pump({"ts": 12.5, "pressure": 3, "flow": {"value": 4.5}}))
         (readings,) = out.readings
-        assert (readings.device, readings.time.tolist(), readings.values.tolist()) == (["north/p1"], [12.5], [[3.0, 4.5]])
+        assert (readings.device, readings.time.tolist(), readings.values.tolist()) == (
+            ["north/p1"],
+            [12.5],
+            [[3.0, 4.5]],
+        )
 
     def test_a_channel_that_is_null_or_absent_is_missing_not_zero(self) -> None:
-        (readings,) = decode(pump({"ts": 1, "pressure": None, "flow": {"value": 1}}), pump({"ts": 2, "pressure": 1})).readings
+        (readings,) = decode(
+            pump({"ts": 1, "pressure": None, "flow": {"value": 1}}), pump({"ts": 2, "pressure": 1})
+        ).readings
         assert np.isnan(readings.values).tolist() == [[True, False], [False, True]]
 
     def test_one_value_a_topic_is_a_bare_number_or_an_object_with_a_value(self) -> None:
@@ -171,7 +177,9 @@ def test_any_bytes_on_any_topic_have_one_fate_and_raise_nothing(given_messages: 
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["ts", "pressure", "flow", "value", "x"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["ts", "pressure", "flow", "value", "x"]), inner)
+    ),
     max_leaves=8,
 )
 
@@ -208,7 +216,7 @@ def test_a_hundred_thousand_malformed_payloads_among_good_ones_are_counted_and_t
                 payload = bad[kind]
                 body = payload if isinstance(payload, bytes) else orjson.dumps(payload)
                 messages.append(Message("plant/d0/telemetry", body))
-        rng.shuffle(messages)  # type: ignore[arg-type]
+        rng.shuffle(messages)
         messages = [Message(*m) for m in messages]
         counted.update(pipeline.push(messages, fleets.START + t).fates)
         expected[Fate.ACCEPTED] += 1

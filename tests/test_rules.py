@@ -16,9 +16,11 @@ def stream(**options: object) -> ProfileStream:
     return ProfileStream(fleets.spec(**options))
 
 
-def feed(to: ProfileStream, rows: list[tuple[float, float, float, float]], device: str = "d", now: float = 0.0) -> list[tuple[str, str, float]]:
+def feed(
+    to: ProfileStream, rows: list[tuple[float, float, float, float]], device: str = "d", now: float = 0.0
+) -> list[tuple[str, str, float]]:
     """Rows of time and three values; returns (kind, state, time of the transition)."""
-    out = []
+    out: list[tuple[str, str, float]] = []
     for time, *values in rows:
         outcome, _ = to.absorb(fleets.readings([device], np.array([time]), np.array([values])), now or time)
         out += [(t.alert.kind, t.alert.state, t.alert.updated) for t in outcome.transitions]
@@ -107,7 +109,9 @@ class TestAlignment:
 
     def push(self, to: ProfileStream, time: float, now: float, **values: float) -> list[tuple[float, list[float]]]:
         row = np.array([[values.get(name, NAN) for name in fleets.CHANNELS]])
-        outcome, _ = to.absorb(Readings("pump", fleets.CHANNELS, ["d"], np.array([time]), row, np.zeros(1, dtype=np.int64)), now)
+        outcome, _ = to.absorb(
+            Readings("pump", fleets.CHANNELS, ["d"], np.array([time]), row, np.zeros(1, dtype=np.int64)), now
+        )
         return [(float(t.batch.time[0]), t.batch.values[0].tolist()) for t in outcome.ticks]
 
     def due(self, to: ProfileStream, now: float) -> list[list[float]]:

@@ -103,7 +103,7 @@ def launch(folder: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def write(path: Path, values: np.ndarray, start: float, label: slice | None) -> None:  # type: ignore[type-arg]
+def write(path: Path, values: np.ndarray, start: float, label: slice | None) -> None:
     with path.open("w") as file:
         out = csv.writer(file)
         out.writerow(["time", *fleets.CHANNELS, "label"])
@@ -123,7 +123,17 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     with Mosquitto(folder / "broker") as broker:
         port = free_port()
         (folder / "sentinel.toml").write_text(CONFIG.format(broker=broker.port, http=port))
-        sentinel("train", "--config", "sentinel.toml", "--profile", "pump", "normal.csv", "--label-column", "label", cwd=folder)
+        sentinel(
+            "train",
+            "--config",
+            "sentinel.toml",
+            "--profile",
+            "pump",
+            "normal.csv",
+            "--label-column",
+            "label",
+            cwd=folder,
+        )
         with plain_client(broker.port, "sentinel/#") as client:
             daemon = Daemon(folder, port, broker, launch(folder), client)
             try:

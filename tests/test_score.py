@@ -49,7 +49,9 @@ def test_the_surprise_equals_a_plain_reading_of_the_formula() -> None:
         x = detector.scale.scaled(row[None], row[None])
         before = slabs.records[1:2].clone()
         ahead = slabs.ahead[1].clone()
-        scored = made.observe(slabs, np.array([1]), x, np.array([1.0]), np.array([fleets.START + t]), np.array([t == 0]))
+        scored = made.observe(
+            slabs, np.array([1]), x, np.array([1.0]), np.array([fleets.START + t]), np.array([t == 0])
+        )
         m, s = view(before, "m")[0].numpy(), view(before, "s")[0].numpy()
         linear = (x[0].astype(np.float32) - m) / s
         y = np.arcsinh(linear)

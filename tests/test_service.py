@@ -16,6 +16,7 @@ from sentinel.adapters.store import MemoryStore
 from sentinel.adapters.store.memory import MemoryDisk
 from sentinel.service import Service
 from sentinel.settings import Settings, load_settings
+from sentinel.stream.pipeline import ProfileStream
 from tests import fleets
 
 CONFIG = """
@@ -61,7 +62,7 @@ class Bench:
         while empty < 2:  # the first turn of a connection only connects
             empty = 0 if self.service.turn(0.0) else empty + 1
 
-    def tick(self, device: str, at: int, values: np.ndarray) -> None:  # type: ignore[type-arg]
+    def tick(self, device: str, at: int, values: np.ndarray) -> None:
         pressure, flow, heat = values.tolist()
         self.send(device, {"ts": fleets.START + at, "pressure": pressure, "flow": flow, "heat": heat})
 
@@ -88,7 +89,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
             made[-1].store.close()
         elif model:
             learned = fleets.learned(declared=False)
-            stream = trainer.ProfileStream(settings.specs()[0])
+            stream = ProfileStream(settings.specs()[0])
             for name in learned.devices:
                 stream.announce(name)
             trainer.adopt(stream, learned)
@@ -187,7 +188,7 @@ def test_after_a_stop_and_a_start_scores_and_open_alerts_go_on_as_if_nothing_had
         bench.turn(1.0)
         stream = bench.service.pipeline.profiles["pump"]
         scores[t] = float(stream.scores()[stream.table.slot_of["d0"]])
-    undisturbed = trainer.ProfileStream(bench.service.settings.specs()[0])
+    undisturbed = ProfileStream(bench.service.settings.specs()[0])
     learned = fleets.learned(declared=False)
     for name in learned.devices:
         undisturbed.announce(name)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -70,7 +71,9 @@ def run(stream: ProfileStream, chunks: list[list[tuple[str, float, Floats]]]) ->
 
 
 def pack(chunk: list[tuple[str, float, Floats]]) -> Readings:
-    return fleets.readings([d for d, _, _ in chunk], np.array([t for _, t, _ in chunk]), np.array([v for _, _, v in chunk]))
+    return fleets.readings(
+        [d for d, _, _ in chunk], np.array([t for _, t, _ in chunk]), np.array([v for _, _, v in chunk])
+    )
 
 
 def same(a: Scores, b: Scores) -> None:
@@ -87,7 +90,7 @@ def test_chunking_a_stream_in_any_way_gives_the_same_scores_and_alerts(
     given_rows = rows(devices)
     whole, alerts = run(make(declared), [given_rows])
     edges = sorted({0, len(given_rows), *(cut % len(given_rows) for cut in cuts)})
-    parts, other = run(make(declared), [given_rows[a:b] for a, b in zip(edges, edges[1:], strict=False)])
+    parts, other = run(make(declared), [given_rows[a:b] for a, b in pairwise(edges)])
     same(whole, parts)
     assert sorted(t.alert.id + str(t.alert.seq) for t in alerts) == sorted(t.alert.id + str(t.alert.seq) for t in other)
 

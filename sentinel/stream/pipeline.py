@@ -188,9 +188,7 @@ class ProfileStream:
         _, new = self.table.slots([device])
         self._begin(new)
 
-    def adopt(
-        self, detector: Detector, devices: Sequence[str] = (), memory: Memory | None = None
-    ) -> None:
+    def adopt(self, detector: Detector, devices: Sequence[str] = (), memory: Memory | None = None) -> None:
         """Run `detector` from here on; the devices named take the memory given, now or when they first appear.
 
         Others begin as new devices of the profile.

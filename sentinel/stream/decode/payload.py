@@ -35,7 +35,14 @@ def load(payload: bytes) -> Any:
     try:
         value = orjson.loads(payload)
     except orjson.JSONDecodeError as error:
-        if "out of range" in str(error) or "infin" in str(error) or b"NaN" in payload or b"Infinity" in payload or b" nan" in payload or payload in {b"nan", b"inf", b"-inf"}:
+        if (
+            "out of range" in str(error)
+            or "infin" in str(error)
+            or b"NaN" in payload
+            or b"Infinity" in payload
+            or b" nan" in payload
+            or payload in {b"nan", b"inf", b"-inf"}
+        ):
             raise Malformed(Fate.BAD_VALUE, "NaN or Infinity is not JSON; leave the key out or send null") from None
         raise Malformed(Fate.BAD_SYNTAX, str(error)) from None
     # Each key is followed by '":'. More of them than keys: a key came twice, or the text stands in a string.
