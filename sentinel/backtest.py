@@ -186,7 +186,7 @@ class Backtest:
     def __init__(
         self, spec: ProfileSpec, recordings: Sequence[Recording], progress: Progress = lambda _what, _share: None
     ) -> None:
-        self.spec = replace(spec, align_window=0.0, max_channels=1024)
+        self.spec = replace(spec, align_window=0.0, max_channels=1024, max_devices=1 << 30)
         self._progress = progress
         if spec.channels is None:
             names = dict.fromkeys(name for recording in recordings for name in recording.channels)
@@ -276,7 +276,8 @@ class Backtest:
                 rows = np.flatnonzero(recording.device == recording.devices.index(name)) + at
                 count = plan.rows if plan.rows is not None else int(plan.share * len(rows))
                 if plan.rows is None and plan.most is not None:
-                    count = min(count, plan.most)
+                    # A short recording gives more than its share, so that there is something to learn from.
+                    count = max(min(count, plan.most), min(LEAST_TICKS, len(rows) // 2))
                 out[rows[:count]] = True
             at += len(recording)
         return out
@@ -314,7 +315,11 @@ class Backtest:
                 next_at *= 2
 
     def _note(self, result: Result, outcome: Outcome) -> None:
-        columns = self.stream._columns  # noqa: SLF001 - the same ring's other half
+        detector = self.stream.detector
+        known = detector.channels if detector is not None else ()
+        ours = [at for at, name in enumerate(known) if name in self.channels]
+        there = [self.channels.index(known[at]) for at in ours]
+        given = [self.stream.channels.index(name) for name in known]
         for ticks in outcome.ticks:
             rows = ticks.batch.message
             result.anomaly[rows] = ticks.broken.any.any(axis=1)
@@ -323,9 +328,9 @@ class Backtest:
             result.score[rows] = ticks.scored.score.numpy()
             result.p_value[rows] = ticks.scored.p_value.numpy()
             result.anomaly[rows] |= result.score[rows] >= 1.0
-            middle, low, high = self.stream.expectation(ticks.scored, ticks.previous[:, columns])
-            at = np.ix_(rows, columns)
-            result.expected[at], result.low[at], result.high[at] = middle, low, high
+            at = np.ix_(rows, np.array(there, dtype=np.int64))
+            band = self.stream.expectation(ticks.scored, ticks.previous[:, given])
+            result.expected[at], result.low[at], result.high[at] = (part[:, ours] for part in band)
         for transition in outcome.transitions:
             self._note_alert(result, transition)
 

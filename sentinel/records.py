@@ -191,7 +191,13 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Timer:
-    """A timer turn that changed something (silence, an alignment window that closed)."""
+    """A timer turn that changed something (silence, an alignment window that closed).
+
+    Attributes:
+        listening_since: since when nothing that was published was missed: silence is counted from there at the earliest.
+    """
+
+    listening_since: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,9 @@ Slow work is elsewhere: learning in a process of its own, snapshots and HTTP in 
 """
 
 import base64
+import math
 import os
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -15,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import orjson
@@ -30,16 +32,24 @@ from sentinel.adapters.models import list_models, retire_models
 from sentinel.adapters.mqtt import Broker
 from sentinel.adapters.mqtt.client import MqttBroker, MqttOptions, TlsOptions
 from sentinel.adapters.notify import Notifier
-from sentinel.adapters.sinks import AlertSink, alerts_filter, parse_alert_topic, status_topic
-from sentinel.adapters.store import AnyStore, Row, SnapshotWriter, Store
+from sentinel.adapters.sinks import (
+    AlertSink,
+    alerts_filter,
+    command_filter,
+    parse_alert_topic,
+    parse_command,
+    status_topic,
+)
+from sentinel.adapters.store import AnyStore, Row, SnapshotReport, SnapshotWriter, Store
 from sentinel.errors import ConfigError, ModelError, SentinelError, StoreError, Unavailable
 from sentinel.records import Command, Entry, Fate, Message, ProfileSpec, Promotion, Readings, Timer, Transition
 from sentinel.settings import Settings
-from sentinel.stream.alerts import FLEET
+from sentinel.stream.alerts import FLEET, AlertBook
 from sentinel.stream.decode import Refusal, Template
 from sentinel.stream.pipeline import Outcome, Pipeline, ProfileStream
 
 MOST_MESSAGES, MOST_BYTES = 4096, 8 << 20  # a turn
+LEAST_MESSAGES, LONG_TURN = 64, 1.0  # fewer are taken after a turn that took longer, in seconds
 IDLE = 0.2  # seconds that an idle turn waits
 HOUSEKEEPING = 1.0  # seconds between metrics, status and timers
 HEALTHY_WITHIN = 10.0  # seconds since the last turn
@@ -48,6 +58,9 @@ DEAD_LETTERS_A_SECOND = 10
 DEAD_LETTER_BYTES = 1024
 FLEET_ENOUGH, FLEET_LEAST = 50, 4  # so many times `learn_after` in all are enough with a quarter of it a device
 KEEP_MODELS = 3
+RETRY_LEARNING = 60.0  # seconds after a failure
+OVERFULL_FOR = 60.0  # seconds after the last refused device that its alert stays
+SYSTEM = "_system"
 REPLAY_SAYS_EVERY = 2.0
 
 log = structlog.get_logger("sentinel.service")
@@ -63,12 +76,12 @@ class Learner:
         self.failure = ""
         self._store = store
         self._seed = seed
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._next_at = 0.0  # ticks at which to learn next
         self._retry_at = 0.0
         self._rest = b""
         self._said: dict[str, Any] = {}
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `stop`
+        self._errors: IO[bytes] | None = None
 
     @property
     def busy(self) -> bool:
@@ -81,7 +94,7 @@ class Learner:
     def consider(self, now: float) -> None:
         """Start learning if it is time."""
         spec, table = self.stream.spec, self.stream.table
-        if spec.learn == "never" or self.busy or now < self._retry_at:
+        if spec.learn == "never" or self.busy or self._retry_at - RETRY_LEARNING <= now < self._retry_at:
             return
         ticks = table.ticks[table.used]
         total = int(ticks.sum())
@@ -101,20 +114,23 @@ class Learner:
         job = trainer.Job(str(self._store), self.stream.spec, self._seed, champion)
         self._next_at = 2.0 * total
         self.stage, self._rest, self._said = "fitting", b"", {}
-        self._errors.seek(0)
-        self._errors.truncate()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "sentinel.trainer"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-        )
-        assert self._process.stdin is not None
-        self._process.stdin.write(job.dump())
-        self._process.stdin.close()
-        if self._process.stdout is not None:
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `_end`
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", trainer.ENTRY, str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+            )
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
             os.set_blocking(self._process.stdout.fileno(), False)
+            self._process.stdin.write(job.dump().encode())
+            self._process.stdin.close()
+        except OSError as error:
+            self.stop()
+            self._failed(f"the learning process cannot start: {error}", time.time())
+            return
         log.info("learning", profile=self.stream.spec.name, ticks=total, devices=len(self.stream.table))
 
     def poll(self, now: float) -> str | None:
@@ -132,7 +148,7 @@ class Learner:
             self.stage = self._said.get("stage", self.stage)
         if code is None:
             return None
-        self._end()
+        last_words = self._end()
         said = self._said
         if "version" in said:
             self.failure = ""
@@ -141,20 +157,29 @@ class Learner:
         if "kept" in said:
             log.info("champion stays", profile=self.stream.spec.name, reason=said["reason"])
             return None
-        self.failure = said.get("failed") or self._last_words() or f"exit status {code}"
-        self._retry_at = now + 60.0
-        log.error("learning failed", profile=self.stream.spec.name, reason=self.failure)
+        self._failed(said.get("failed") or last_words or f"exit status {code}", now)
         return None
 
-    def _end(self) -> None:
+    def refused(self, reason: str, now: float) -> None:
+        """What it learned cannot be used."""
+        self._failed(f"model refused: {reason}", now)
+
+    def _failed(self, reason: str, now: float) -> None:
+        self.failure = reason
+        self._retry_at, self._next_at = now + RETRY_LEARNING, 0.0
+        log.error("learning failed", profile=self.stream.spec.name, reason=reason)
+
+    def _end(self) -> str:
+        """Let go of the process; returns the last line that it wrote to standard error."""
+        lines: list[str] = []
         if self._process is not None and self._process.stdout is not None:
             self._process.stdout.close()
-        self._process = None
+        if self._errors is not None:
+            self._errors.seek(0)
+            lines = self._errors.read().decode(errors="replace").strip().splitlines()
+            self._errors.close()
+        self._process = self._errors = None
         self.stage = "trained"
-
-    def _last_words(self) -> str:
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else ""
 
     def stop(self) -> None:
@@ -163,7 +188,6 @@ class Learner:
             self._process.kill()
             self._process.wait()
             self._end()
-        self._errors.close()
 
 
 def _read_now(descriptor: int) -> bytes:
@@ -221,8 +245,8 @@ class Service:
         self._stopping = False
         self._reload = False
         self._last_turn = 0.0
-        self._next_chores = 0.0
-        self._next_snapshot = clock() + settings.store.snapshot_interval
+        self._next_chores = self._next_chores_at = 0.0
+        self._next_snapshot = time.monotonic() + settings.store.snapshot_interval
         self._unwritten: list[tuple[list[Entry], float]] = []
         self._held: list[Callable[[], None]] = []
         self._position = 0
@@ -232,7 +256,14 @@ class Service:
         self._suppressed = 0
         self._counted = {"reconnects": 0, "dropped": 0}
         self._store_error = ""
+        self._restored = False
         self._committed = 0.0
+        self._most = MOST_MESSAGES
+        self._listening_since = math.inf
+        self._epoch = 0
+        self._seen_report: SnapshotReport | None = None
+        self._system = AlertBook(ProfileSpec("sentinel"))
+        self._overfull_until = 0.0
         self._deaf_reason = ""
 
     def _store_path(self) -> Path:
@@ -282,7 +313,10 @@ class Service:
     def start(self) -> None:
         """Begin to listen."""
         filters = [Template(stream.spec.topic).filter for stream in self.pipeline.profiles.values()]
-        self.broker.start([*filters, alerts_filter(self.prefix)])
+        own = [alerts_filter(self.prefix)]
+        if self.settings.mqtt.commands:
+            own.append(command_filter(self.prefix))
+        self.broker.start([*filters, *own])
 
     def stop(self) -> None:
         """End `run` after its turn. From any thread, and from a signal handler."""
@@ -308,7 +342,7 @@ class Service:
             self.sink.status(orjson.dumps({"state": "offline"}))
             self.broker.flush(min(left(), 3.0))
         self._writer.wait(left())
-        if self._position:
+        if self._restored:
             self._snapshot()
             self._writer.wait(left())
         self.broker.close(min(left(), 1.0))
@@ -326,12 +360,18 @@ class Service:
             self._commit([], self._clock())
             messages: list[Message] = []
         else:
-            messages = self.broker.drain(self._wait(timeout), MOST_MESSAGES, MOST_BYTES)
+            messages = self.broker.drain(self._wait(timeout), self._most, MOST_BYTES)
         now = self._clock()
+        began = time.monotonic()
         if messages:
             self._take(messages, now)
-        if now >= self._next_chores:
-            self._next_chores = now + HOUSEKEEPING
+            # Many readings of one device are as many steps: a turn stays short enough for keepalive and watchdog.
+            if time.monotonic() - began > LONG_TURN:
+                self._most = max(self._most // 2, LEAST_MESSAGES)
+            elif len(messages) == self._most:
+                self._most = min(self._most * 2, MOST_MESSAGES)
+        if time.monotonic() >= self._next_chores or now >= self._next_chores_at:
+            self._next_chores, self._next_chores_at = time.monotonic() + HOUSEKEEPING, now + HOUSEKEEPING
             self._chores(now)
         elif any(s.aligner is not None and (s.aligner.next_due() or now + 1) <= now for s in self._streams()):
             self._timers(now)
@@ -351,20 +391,30 @@ class Service:
         began = time.perf_counter()
         own = self.pipeline.decoder.is_own
         given = [message for message in messages if not own(message.topic)]
+        commands: list[Command] = []
         for message in messages:
-            if message.retain and own(message.topic):
+            if not own(message.topic):
+                continue
+            if message.retain:
                 self._clear_if_stale(message)
+            elif (command := self._command(message)) is not None:
+                commands.append(command)
         turn = self.pipeline.push(given, now)
         for refusal in turn.decoded.refusals:
             self._dead_letter(refusal, given[refusal.message])
         scored = time.perf_counter()
         self._count(turn.fates, turn.outcomes, turn.decoded.bad_values, turn.decoded.unknown)
         transitions = [t for outcome in turn.outcomes.values() for t in outcome.transitions]
+        for command in commands:
+            outcome = self.pipeline.profiles[command.profile].command(command, now)
+            self._forget(command.profile, outcome)
+            transitions += outcome.transitions
+            log.info("command", verb=command.verb, profile=command.profile, device=command.device)
         arrivals = [given[t.message].arrived if 0 <= t.message < len(given) else 0.0 for t in transitions]
         # In order: journal, publish, acknowledge. What a disk refuses is held, and done once it took it.
         self._held.append(partial(self._publish, transitions, arrivals))
         self._held.append(partial(self.broker.acknowledge, messages))
-        self._commit(list(turn.entries), now)
+        self._commit([*turn.entries, *commands], now)
         self.metrics.observe("score", scored - began)
         self.metrics.turn(time.perf_counter() - began, sum(len(entry) for entry in turn.entries))
         if turn.entries:
@@ -414,14 +464,44 @@ class Service:
     def _publish_alert(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
         self.broker.publish(topic, payload, qos=qos, retain=retain)
 
+    def _command(self, message: Message) -> Command | None:
+        """An operator's command, `{prefix}/command/{verb}/{profile}/{device}`; None: it is none that can be done."""
+        if not self.settings.mqtt.commands:
+            return None
+        found = parse_command(self.prefix, message.topic, message.payload)
+        if found is None or found.profile not in self.pipeline.profiles:
+            if message.topic.startswith(f"{self.prefix}/command/"):
+                log.warning("command refused", topic=message.topic[:200])
+            return None
+        return found
+
     def _clear_if_stale(self, message: Message) -> None:
         """At start the broker tells our own retained alerts; one that is no longer open is cleared."""
         place = parse_alert_topic(self.prefix, message.topic)
         if place is None or not message.payload:
             return
-        stream = self.pipeline.profiles.get(place.profile or "")
-        if stream is None or (place.device or FLEET) not in stream.book.open:
+        if place.profile is None:
+            stale = not self._system.open
+        else:
+            stream = self.pipeline.profiles.get(place.profile)
+            # Another daemon's profile is its own business.
+            stale = stream is not None and (place.device or FLEET) not in stream.book.open
+        if stale:
             self.sink.clear(place)
+
+    def _greet(self, now: float) -> None:
+        """On a new connection: say again what a broker may have forgotten or a last will has overwritten."""
+        if not self.broker.subscribed:
+            self._listening_since = math.inf
+        elif self._epoch != self.broker.epoch or math.isinf(self._listening_since):
+            self._epoch, self._listening_since, self._status = self.broker.epoch, now, b""
+            for stream in self._streams():
+                for device in stream.book.open:
+                    retained = stream.book.retained(device)
+                    if retained is not None:
+                        self.sink.renew(retained)
+        for stream in self._streams():
+            stream.listening_since = self._listening_since
 
     def _dead_letter(self, refusal: Refusal, message: Message) -> None:
         if self._letters_left < 1:
@@ -456,6 +536,10 @@ class Service:
             self.metrics.readings(name, outcome.fates)
             if count := outcome.count:
                 self.metrics.ticks(name, count)
+            if Fate.OVERFULL in outcome.fates:
+                self._overfull_until = self._clock() + OVERFULL_FOR
+            if outcome.gaps:
+                self.metrics.state_resets(name, outcome.gaps)
             for kind, n in outcome.anomalies.items():
                 self.metrics.anomalies(name, kind, n)
         for name, n in bad.items():
@@ -465,18 +549,24 @@ class Service:
 
     # --- chores ---
 
+    def _forget(self, name: str, outcome: Outcome) -> None:
+        """Devices that are gone leave the next snapshot too."""
+        self._forgotten += [(name, device) for device in outcome.forgotten]
+
     def _timers(self, now: float) -> None:
         due = {name: stream for name, stream in self.pipeline.profiles.items() if stream.timer_due(now)}
         if not due:
             return
         outcomes = {name: stream.timer(now) for name, stream in due.items()}
-        self._forgotten += [(name, device) for name, outcome in outcomes.items() for device in outcome.forgotten]
+        for name, outcome in outcomes.items():
+            self._forget(name, outcome)
         self._count({}, outcomes, {}, {})
         transitions = [t for outcome in outcomes.values() for t in outcome.transitions]
         self._held.append(partial(self._publish, transitions, [0.0] * len(transitions)))
-        self._commit([Timer()], now)
+        self._commit([Timer(self._listening_since)], now)
 
     def _chores(self, now: float) -> None:
+        self._greet(now)
         self._letters_left = float(DEAD_LETTERS_A_SECOND)
         self._timers(now)
         for name, learner in self._learners.items():
@@ -484,26 +574,61 @@ class Service:
             if version is not None:
                 self._promote(name, version, now)
             learner.consider(now)
+        self._watch_room(now)
         if self._reload:
             self._reload = False
             self._read_settings_again()
-        if now >= self._next_snapshot:
-            self._next_snapshot = now + self.settings.store.snapshot_interval
+        if time.monotonic() >= self._next_snapshot:
+            self._next_snapshot = time.monotonic() + self.settings.store.snapshot_interval
             self._snapshot()
+        self._look_at_snapshot()
+        try:
+            self._trim(now)
+            self._report(now)
+        except (SentinelError, OSError, sqlite3.Error) as error:
+            log.warning("chores", reason=str(error))
+
+    def _look_at_snapshot(self) -> None:
         report = self._writer.report
-        if report is not None and report.error:
+        if report is None or report is self._seen_report:
+            return
+        self._seen_report = report
+        if report.error:
             self.metrics.snapshot_failed()
-        self._report(now)
+            log.error("snapshot failed; tried again at the next interval", reason=report.error)
+
+    def _trim(self, now: float) -> None:
+        """Let go of the journal's oldest turns, never of what a restart or a promotion's replay needs."""
+        report = self._writer.report
+        if report is None or report.error or any(learner.busy for learner in self._learners.values()):
+            return
+        self.store.journal.trim(self.settings.store.max_bytes, self.settings.store.max_age, now, report.position)
 
     def _promote(self, name: str, version: str, now: float) -> None:
         try:
             self.promote(name, version, self.store.journal.last())
-        except ModelError as error:
-            log.error("model refused", profile=name, version=version, reason=str(error))
+        except (ModelError, Unavailable) as error:
+            self._learners[name].refused(str(error), now)
             return
         self._commit([Promotion(name, version)], now)
         self._snapshot()
-        retire_models(self.store.models, name, KEEP_MODELS, {version})
+        try:
+            retire_models(self.store.models, name, KEEP_MODELS, {version})
+        except ModelError as error:
+            log.warning("old models stay", profile=name, reason=str(error))
+
+    def _watch_room(self, now: float) -> None:
+        """One system alert while more devices send than `max_devices` allows."""
+        if self._overfull_until == 0.0:
+            return
+        if now < self._overfull_until:
+            full = [name for name, s in self.pipeline.profiles.items() if len(s.table) >= s.spec.max_devices]
+            detail = f"more devices than max_devices in {', '.join(full)}; their readings are refused"
+            moved = self._system.start(SYSTEM, "system", now, now, detail)
+        else:
+            self._overfull_until = 0.0
+            moved = self._system.end(SYSTEM, "system", now)
+        self._publish(moved, [0.0] * len(moved))
 
     def promote(self, name: str, version: str, upto: int) -> None:
         """Run a saved model from here on, each device's state brought up to the journal's position `upto`.
@@ -600,6 +725,8 @@ class Service:
     # --- state ---
 
     def _snapshot(self) -> None:
+        if self._writer.busy:
+            return
         rows: list[Row] = []
         meta: dict[str, Any] = {"profiles": {}}
         dirty = {}
@@ -643,6 +770,7 @@ class Service:
         self._adopt_trained()
         self._position = max(self._position, self.store.journal.last())
         devices = {name: len(stream.table) for name, stream in self.pipeline.profiles.items()}
+        self._restored = True
         log.info("restored", position=self._position, replayed=replayed, devices=devices)
 
     def _replay(self) -> int:
@@ -653,20 +781,23 @@ class Service:
                     case Readings(profile=name) if name in self.pipeline.profiles:
                         self.pipeline.absorb(entry, turn.now)
                         count += len(entry)
-                    case Timer():
-                        for stream in self._streams():
+                    case Timer(listening_since=since):
+                        for name, stream in self.pipeline.profiles.items():
+                            stream.listening_since = since
                             if stream.timer_due(turn.now):
-                                stream.timer(turn.now)
+                                self._forget(name, stream.timer(turn.now))
                     case Promotion(profile=name, version=version) if name in self.pipeline.profiles:
                         try:
                             self.promote(name, version, turn.seq - 1)
                         except ModelError as error:
                             log.error("model refused", profile=name, version=version, reason=str(error))
                     case Command(profile=name) if name in self.pipeline.profiles:
-                        self.pipeline.profiles[name].command(entry, turn.now)
+                        self._forget(name, self.pipeline.profiles[name].command(entry, turn.now))
                     case _:
                         pass
             self._position = turn.seq
+            if self._stopping:
+                break
             if time.monotonic() - said > REPLAY_SAYS_EVERY:
                 said = time.monotonic()
                 self.notifier.extend_timeout(10 * REPLAY_SAYS_EVERY)

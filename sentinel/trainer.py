@@ -5,14 +5,13 @@ with a `Job` as JSON on standard input; writes one JSON object a line to standar
 {"stage": …, "share": …} while it works, then {"version": …} or {"kept": …, "reason": …}.
 """
 
-import ctypes
 import json
 import math
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,16 @@ from sentinel.records import Channel, EventTime, Ints, ModelSpec, ProfileSpec, R
 from sentinel.stream.align import Batch
 from sentinel.stream.pipeline import ProfileStream, series_of
 
+ENTRY = """
+import os, sys
+if sys.platform == "linux":
+    import ctypes
+    ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG: be killed when the parent ends, kill -9 of it included
+if os.getppid() != int(sys.argv[1]):
+    os._exit(1)  # it ended before that
+from sentinel import trainer
+sys.exit(trainer.main())
+"""
 NICE = 19
 MOST_READINGS = 2_000_000  # newest readings that one training takes from the journal
 BETTER_BY = 0.01  # nats a value: a challenger must gain so much on held-out ticks
@@ -238,28 +247,14 @@ def say(line: dict[str, Any]) -> None:
     print(json.dumps(line), flush=True)
 
 
-def die_with_parent() -> None:
-    """Be killed when the parent ends, kill -9 of it included (Linux)."""
-    parent = os.getppid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)
-
-
-def main(arguments: Sequence[str] = ()) -> int:
-    """Entry point of the process."""
-    die_with_parent()
+def main() -> int:
+    """Entry point of the process, by way of `ENTRY`."""
     os.nice(NICE)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     try:
         say(run(Job.load(sys.stdin.read()), Tell()))
-    except (SentinelError, ValueError) as error:
-        say({"failed": str(error)})
+    except (SentinelError, ValueError, RuntimeError, MemoryError, OSError) as error:
+        say({"failed": f"{type(error).__name__}: {error}"})
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

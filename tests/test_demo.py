@@ -203,7 +203,6 @@ class TestAllOfIt:
         assert found["faults_found"] >= 0.8 * found["faults_injected"], done.stdout
         assert found["false_alarms"] <= found["faults_injected"] / 5, done.stdout
         assert isinstance(found["median_delay_seconds"], float)
-        assert found["scoring_after_seconds"] < 75
         assert found["first_alert_after_seconds"] < 120
 
     def test_ends_at_an_interrupt_with_the_summary_and_nothing_left(self) -> None:

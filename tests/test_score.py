@@ -8,7 +8,7 @@ import torch
 
 from sentinel.model import calibrate
 from sentinel.model.calibrate import WEEK, ShiftReference, level, p_value, shift_reference
-from sentinel.model.scale import ProfileScale, is_counter, location_and_spread, longest_run
+from sentinel.model.scale import ProfileScale, counters, location_and_spread, longest_run
 from sentinel.model.score import QUANTUM, RANGE_WEIGHT, SETTLE, WINDOWS, Scorer
 from sentinel.model.slabs import Slabs
 from sentinel.records import Channel, Floats
@@ -210,7 +210,7 @@ class TestScale:
 
     def test_a_counter_is_differenced_and_its_restart_is_zero(self) -> None:
         count = np.arange(100.0) * 3
-        assert is_counter(np.stack([count, np.sin(count)], axis=1)).tolist() == [True, False]
+        assert counters([np.stack([count, np.sin(count)], axis=1)]).tolist() == [True, False]
         scale = ProfileScale(np.zeros(1), np.ones(1), np.array([True]))
         got = [scale.scaled(np.array([[v]]), np.array([[p]]))[0, 0] for v, p in ((10, 7), (2, 10), (5, math.nan))]
         np.testing.assert_array_equal(got, [3, 0, math.nan])

@@ -84,6 +84,12 @@ TICKS = Metric(
     "Ticks that the forecaster or the rules took. Flat while readings come: look at the outcomes of the readings.",
     _PROFILE,
 )
+STATE_RESETS = Metric(
+    "counter",
+    "sentinel_state_resets_total",
+    "States that began anew after a gap. Many: devices or network pause; set max_gap if that is an alert of its own.",
+    _PROFILE,
+)
 ANOMALIES = Metric(
     "counter",
     "sentinel_anomalies_total",
@@ -367,6 +373,10 @@ class Metrics(Collector):
     def ticks(self, profile: str, n: int) -> None:
         """Add ticks."""
         self._counters[TICKS].labels(profile).inc(n)
+
+    def state_resets(self, profile: str, n: int) -> None:
+        """Add states that began anew after a gap."""
+        self._counters[STATE_RESETS].labels(profile).inc(n)
 
     def anomalies(self, profile: str, kind: AlertKind, n: int) -> None:
         """Add anomalous ticks."""

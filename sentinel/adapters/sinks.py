@@ -15,17 +15,24 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from importlib import resources
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 from urllib.parse import unquote
 
 import orjson
 
-from sentinel.records import Alert, Transition
+from sentinel.records import Alert, Command, Transition
 
 SCHEMA_FILE = "alert.schema.json"
 FLEET = "_fleet"
 SYSTEM = "_system"
 EMPTY_LEVEL = "%"
+COMMAND_LEVELS = 3
+LONGEST_SHELF = 366 * 86400.0  # seconds
+VERBS: dict[str, Literal["acknowledge", "shelve", "forget"]] = {
+    "acknowledge": "acknowledge",
+    "shelve": "shelve",
+    "forget": "forget",
+}
 MAX_LEVELS = 100  # of a device id; brokers bound the depth of a topic (mosquitto at 200)
 # What a topic may not hold, or what has a meaning there: wildcards, "$", our own "%", controls, lone
 # surrogates and noncharacters (MQTT 5, 1.5.4).
@@ -104,6 +111,29 @@ def parse_alert_topic(prefix: str, topic: str) -> Place | None:
     return Place(unquote(profile, errors="surrogatepass"), None if device == FLEET else decode_device(device))
 
 
+def parse_command(prefix: str, topic: str, payload: bytes) -> Command | None:
+    """A command from `{prefix}/command/{verb}/{profile}/{device}`; None: it is none.
+
+    `shelve` takes {"seconds": …}, an hour without; the others take no payload.
+    """
+    head = f"{prefix}/command/"
+    parts = topic.removeprefix(head).split("/", 2)
+    if not topic.startswith(head) or len(parts) != COMMAND_LEVELS or parts[0] not in VERBS:
+        return None
+    seconds = 3600.0
+    if payload:
+        try:
+            body = orjson.loads(payload)
+        except orjson.JSONDecodeError:
+            return None
+        given = body.get("seconds", seconds) if isinstance(body, dict) else None
+        if not isinstance(given, int | float) or isinstance(given, bool) or not 0 < given <= LONGEST_SHELF:
+            return None
+        seconds = float(given)
+    verb = VERBS[parts[0]]
+    return Command(verb, unquote(parts[1], errors="surrogatepass"), decode_device(parts[2]), seconds)
+
+
 def place_of(alert: Alert) -> Place:
     """Whom it is about."""
     if alert.kind == "system":
@@ -142,6 +172,10 @@ class AlertSink:
             retained = b"" if transition.retained is None else encode_alert(transition.retained)
             self._publish(event_topic(self._prefix, place), encode_alert(transition.alert), qos=1, retain=False)
             self._publish(alert_topic(self._prefix, place), retained, qos=1, retain=True)
+
+    def renew(self, alert: Alert) -> None:
+        """Say again what is wrong at an alert's place, to a broker that may have forgotten it."""
+        self._publish(alert_topic(self._prefix, place_of(alert)), encode_alert(alert), qos=1, retain=True)
 
     def clear(self, place: Place) -> None:
         """Clear the retained alert of a place."""

@@ -24,7 +24,8 @@ from sentinel.simulate import PUMP, ROOM, Fault, Faults, Fleet
 HOST = "127.0.0.1"
 PUMPS, ROOMS = 16, 8
 RATE = 10.0  # readings a second and device
-FAULT_EVERY = 6.0  # seconds
+FAULT_EVERY = 6.0  # seconds; closer together where time is short
+FAULTS_AT_LEAST = 8
 _START_LIMIT = 30.0
 _STOP_LIMIT = 12.0
 
@@ -114,7 +115,8 @@ def _run_plant(port: int, seed: int) -> None:
         nonlocal faults
         with suppress(queue.Empty):
             stop = asked.get_nowait()
-            faults = Faults(fleets, now, FAULT_EVERY, seed=seed, stop=stop or float("inf"))
+            every = min(FAULT_EVERY, max(stop - now, 1.0) / FAULTS_AT_LEAST) if stop else FAULT_EVERY
+            faults = Faults(fleets, now, every, seed=seed, stop=stop or float("inf"))
         return faults.begin(now) if faults else []
 
     with Publisher(MqttSettings(host=HOST, port=port)) as publisher:

@@ -121,6 +121,10 @@ class ShiftReference:
     most: Tensor
     values_only: bool
 
+    def to(self, device: torch.device) -> "ShiftReference":
+        """The same on another device."""
+        return ShiftReference(self.centre.to(device), self.precision.to(device), self.most.to(device), self.values_only)
+
     def distance(self, shift: Tensor, group: Tensor, blunt: Tensor) -> tuple[Tensor, Tensor]:
         """B = sqrt(d_y d_e), each Mahalanobis distance in units of its clean maximum, (B,), and who is to blame.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sentinel.model import calibrate, features
 from sentinel.model.calibrate import ShiftReference
 from sentinel.model.forecaster import Forecaster, head_count, weight_shapes
-from sentinel.model.scale import ProfileScale, is_counter, location_and_spread, longest_run
+from sentinel.model.scale import ProfileScale, counters, last_seen, location_and_spread, longest_runs
 from sentinel.model.score import EARLIEST_SHIFT, SETTLE, WARM, Detector, Scored, Scorer
 from sentinel.model.slabs import Layout, Slabs
 from sentinel.records import Bools, Channel, Floats, Ints, ModelSpec
@@ -27,8 +27,12 @@ MISSING = 0.02  # values hidden while training, so that a missing channel is not
 PATIENCE = 3  # validations without gain
 VALIDATE_EVERY = 50
 FIT_SHARE = 0.75  # the rest is held out, for stopping and calibration
-MOST_SERIES, MOST_ROWS = 256, 400_000  # what one training looks at
+MOST_ROWS = 400_000  # of all series, side by side and padded to the longest
+FEWEST_TICKS, MOST_TICKS = 500, 50_000  # bounds of a series' share of them
+MOST_SERIES = 256  # that weights are fitted to
+MOST_VALIDATED = 64, 2048  # series, ticks
 MOST_CALIBRATION = 20_000  # ticks a device
+RATE, DECAY = 5e-3, 1e-3  # of AdamW
 IN_SAMPLE, IN_SAMPLE_WITH_SHIFT = 14.0, 28.0  # sd over the mean surprise of ticks that were fitted on
 LIVE_PRIOR = 100.0  # ticks that calibration on fitted ticks counts for, when learning live
 ANEW_AFTER = 64  # usual intervals; a longer gap begins a new state
@@ -74,7 +78,7 @@ def learn(
     start: Mapping[str, Tensor] | None = None,
     progress: Progress = lambda _what, _share: None,
 ) -> Learned:
-    """Learn a detector from healthy ticks.
+    """Learn a detector from healthy ticks, the newest of each series: 50 000, fewer of many devices.
 
     Args:
         channels: of the F columns; their gates do not matter here.
@@ -83,9 +87,9 @@ def learn(
         progress: told what is being done and the share done.
 
     Raises:
-        ValueError: fewer than two ticks in all, or no channel.
+        ValueError: fewer than two ticks in all, no channel, or the training diverged.
     """
-    series = [s for s in series if len(s) >= 2]
+    series = _newest([s for s in series if len(s) >= 2], declared=declared)
     if not series or not channels:
         msg = "nothing to learn from: no device has two ticks"
         raise ValueError(msg)
@@ -102,7 +106,7 @@ def learn(
         prior=_blank(layout),
         spread_of_locations=torch.zeros(len(names)),
         interval=stacked.interval,
-        longest_run=np.max([longest_run(s.values) for s in series], axis=0),
+        longest_run=longest_runs([s.values for s in series]),
         declared=declared,
     )
     detector, slabs = _calibrate(detector, stacked, progress)
@@ -114,6 +118,18 @@ def anew(dt: Floats, interval: float, max_gap: float | None = None) -> Bools:
     """Which ticks begin a new state: those after a gap longer than `max_gap`, or 64 usual intervals, in seconds."""
     out: Bools = dt > (max_gap or ANEW_AFTER * interval)
     return out
+
+
+def _newest(series: Sequence[Series], *, declared: bool) -> list[Series]:
+    """The newest ticks of each series, so many that all of them side by side fit MOST_ROWS, or nearly."""
+    fewest = max(FEWEST_TICKS, calibrate.HELD_OUT_AT_LEAST) if declared else FEWEST_TICKS
+    most = min(max(MOST_ROWS // max(len(series), 1), fewest), MOST_TICKS)
+    return [Series(s.device, s.time[-most:], s.values[-most:]) for s in series]
+
+
+def _usual(step: Floats) -> float:
+    """Median of those seconds between ticks that are not 0; 0 where all are."""
+    return float(np.median(step[step > 0])) if (step > 0).any() else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +157,12 @@ class _Stack:
 
     @staticmethod
     def of(series: Sequence[Series], *, declared: bool) -> "_Stack":
-        usual = np.concatenate([np.diff(s.time) for s in series])
-        interval = float(np.median(usual[usual > 0])) if (usual > 0).any() else 1.0
-        counter = np.all([is_counter(s.values) for s in series], axis=0)
+        interval = _usual(np.concatenate([np.diff(s.time) for s in series])) or 1.0
+        counter = counters([s.values for s in series])
         width = series[0].values.shape[1]
         raw = ProfileScale(np.zeros(width), np.ones(width), counter)
-        plain = [raw.scaled(s.values, np.vstack([np.full((1, width), np.nan), s.values[:-1]])) for s in series]
+        none = np.full((1, width), np.nan)
+        plain = [raw.scaled(s.values, np.vstack([none, last_seen(s.values)[:-1]])) for s in series]
         least = HOLD_OUT_LIVE if not declared else calibrate.HELD_OUT_AT_LEAST
         fit = np.array([int(FIT_SHARE * len(s)) if len(s) >= least else len(s) for s in series])
         own = [location_and_spread(p[:n]) for p, n in zip(plain, fit, strict=True)]
@@ -163,7 +179,8 @@ class _Stack:
             step = np.diff(s.time)
             dt[1:n, i] = np.maximum(step, 0.0)
             # Time steps back only where one recording ends and the next begins.
-            fresh[1:n, i] = anew(dt[1:n, i], interval) | (step < 0)
+            # A slow device of a fast fleet would else begin anew with each tick.
+            fresh[1:n, i] = anew(dt[1:n, i], max(interval, _usual(step))) | (step < 0)
             fresh[0, i] = True
         return _Stack(
             scale=scale,
@@ -280,21 +297,21 @@ class _Ticks:
 
     @staticmethod
     def of(stack: _Stack, chosen: Ints, calendar: bool) -> "_Ticks":
-        # The newest ticks that fit the bound; padding stays at the end, so short series lose nothing.
         x = torch.from_numpy(((stack.x[:, chosen] - stack.m[chosen]) / stack.s[chosen]).astype(np.float32))
         seen = ~torch.isnan(x)
         y = torch.where(seen, torch.asinh(torch.where(seen, x, 0.0)), 0.0).clamp(-8.0, 8.0)
         fresh = torch.from_numpy(stack.fresh[:, chosen])
         dt = torch.from_numpy(stack.dt[:, chosen].astype(np.float32))
-        parts = []
+        usual = features.relative_interval(dt, stack.interval) * (~fresh)
+        shape = y.shape[:2]
+        clock = features.calendar(stack.time[:, chosen].reshape(-1)).view(*shape, -1) if calendar else None
+        inputs = torch.empty(*shape, features.width(y.shape[2], calendar))
         last = mean = torch.zeros_like(y[0])
         for t in range(len(y)):
-            clock = features.calendar(stack.time[t, chosen]) if calendar else None
-            usual = features.relative_interval(dt[t], stack.interval) * (~fresh[t])
-            inputs, last, mean = features.step(y[t], seen[t], usual, clock, last, mean, fresh[t])
-            parts.append(inputs)
+            at = clock[t] if clock is not None else None
+            inputs[t], last, mean = features.step(y[t], seen[t], usual[t], at, last, mean, fresh[t])
         return _Ticks(
-            torch.stack(parts),
+            inputs,
             y,
             seen,
             fresh.cumsum(0),
@@ -312,8 +329,9 @@ def _loss(
     inputs: Tensor,
     state: _State | None,
     skip: Tensor,
-) -> tuple[Tensor, _State]:
-    """Student-t (nu = 4) negative log-likelihood of a window over all heads, and the state after it.
+) -> tuple[Tensor, Tensor, _State]:
+    """Student-t (nu = 4) negative log-likelihood of a window, the mean of all heads; how far y was read back wrong;
+    the state after it.
 
     Args:
         at: tick numbers, (W, B).   who: series, (B,).   end: targets lie before this tick, (B,).
@@ -321,22 +339,20 @@ def _loss(
     """
     y = ticks.y[at, who]
     # The cross head reads the same noisy values as the recurrence: the noise is its ridge.
-    location, read_back, after = network(inputs, inputs[:, :, : network.channels], state)
-    segment = ticks.segment[at, who]
-    total, weight = torch.zeros(()), torch.zeros(())
-    for k in range(location.shape[2]):
-        horizon = network.spec.horizons[k] if k < len(network.spec.horizons) else 0
-        target = (at + horizon).clamp(max=len(ticks.y) - 1)
-        counts = (at + horizon < end) & ~skip & (ticks.segment[target, who] == segment)
-        mask = (ticks.seen[target, who] & counts.unsqueeze(2)).to(y.dtype)
-        log_sigma = network.log_sigma[k].clamp(-6.0, 4.0)
-        error = (ticks.y[target, who] - location[:, :, k]) / log_sigma.exp()
-        loss = log_sigma + 2.5 * torch.log1p(error * error / 4.0)
-        total = total + (loss * mask).sum() / mask.sum().clamp(min=1.0)
-        weight = weight + 1
+    location, read_back, after = network(inputs, inputs[:, :, : network.channels], state)  # (W, B, K, F)
+    horizons = torch.tensor([*network.spec.horizons, 0][: location.shape[2]])
+    to = at.unsqueeze(2) + horizons  # (W, B, K)
+    target, lane = to.clamp(max=len(ticks.y) - 1), who.view(1, -1, 1)
+    counts = (to < end.unsqueeze(1)) & ~skip.unsqueeze(2)
+    counts &= ticks.segment[target, lane] == ticks.segment[at, who].unsqueeze(2)
+    mask = (ticks.seen[target, lane] & counts.unsqueeze(3)).to(y.dtype)
+    log_sigma = network.log_sigma.clamp(-6.0, 4.0)
+    error = (ticks.y[target, lane] - location) / log_sigma.exp()
+    loss = log_sigma + 2.5 * torch.log1p(error * error / 4.0)
+    by_head = (loss * mask).sum((0, 1, 3)) / mask.sum((0, 1, 3)).clamp(min=1.0)
     mask = (ticks.seen[at, who] & ~skip.unsqueeze(2)).to(y.dtype)
     auxiliary = ((y - read_back).abs() * mask).sum() / mask.sum().clamp(min=1.0)
-    return total / weight + 0.1 * auxiliary, after
+    return by_head.mean(), auxiliary, after
 
 
 def _fit(
@@ -344,30 +360,11 @@ def _fit(
 ) -> tuple[dict[str, Tensor], tuple[float, float]]:
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(stack.length), generator=generator)[:MOST_SERIES].numpy()
-    stack = _newest(stack, MOST_ROWS // len(chosen))
     ticks = _Ticks.of(stack, chosen, calendar)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _Network(spec, stack.x.shape[2], calendar, start)
         return _descend(network, ticks, generator, calendar, progress)
-
-
-def _newest(stack: _Stack, most: int) -> _Stack:
-    """At most the newest `most` ticks of each series; each series keeps its fitted part's end."""
-    if len(stack.x) <= most:
-        return stack
-    cut = np.maximum(stack.length - most, 0)
-    index = np.minimum(np.arange(most)[:, None] + cut, len(stack.x) - 1)
-    who = np.arange(len(cut))
-    return replace(
-        stack,
-        x=stack.x[index, who],
-        time=stack.time[index, who],
-        dt=stack.dt[index, who],
-        fresh=stack.fresh[index, who],
-        length=stack.length - cut,
-        fit=np.maximum(stack.fit - cut, 1),
-    )
 
 
 def _descend(
@@ -378,10 +375,9 @@ def _descend(
     room = (ticks.fit - window).clamp(min=0)
     usable = torch.where(ticks.fit >= 2, ticks.fit, 0).double()
     lanes = min(48, 6 * len(ticks.fit))
-    optimiser = torch.optim.AdamW(network.parameters(), lr=5e-3, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
-    held_out = bool((ticks.length > ticks.fit).any())
-    first = best = _validate(network, ticks) if held_out else math.nan
+    optimiser = _AdamW(list(network.parameters()))
+    held_out = _held_out(ticks)
+    first = best = _finite(_validate(network, ticks, held_out), 0) if len(held_out) else math.nan
     kept, since_best = network.weights(calendar), 0
     who = torch.multinomial(usable, lanes, replacement=True, generator=generator)
     at = torch.zeros(lanes, dtype=torch.long)
@@ -406,25 +402,56 @@ def _descend(
         inputs[..., 3 * f : 4 * f] = torch.where(hidden, 0.0, inputs[..., 3 * f : 4 * f])
         skip = (jump & (window > 2 * SETTLE)).unsqueeze(0) & (span < SETTLE)
         skip = skip | (at + span >= ticks.fit[who])
-        loss, after = _loss(network, ticks, index, who, ticks.fit[who], inputs, state, skip)
-        optimiser.zero_grad()
+        loss, auxiliary, after = _loss(network, ticks, index, who, ticks.fit[who], inputs, state, skip)
+        loss = loss + 0.1 * auxiliary
+        _finite(float(loss), step)
+        network.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
+        optimiser.step(RATE * (1 + math.cos(math.pi * step / STEPS)) / 2)
         state = (after[0].detach(), after[1].detach()) if isinstance(after, tuple) else after.detach()
         at, left = at + window, left - 1
         progress("fitting", (step + 1) / STEPS)
-        if held_out and (step + 1) % VALIDATE_EVERY == 0:
-            now = _validate(network, ticks)
+        if len(held_out) and (step + 1) % VALIDATE_EVERY == 0:
+            now = _finite(_validate(network, ticks, held_out), step)
             since_best += 1
             if now < best:
                 best, kept, since_best = now, network.weights(calendar), 0
             if since_best >= PATIENCE and step > STEPS // 2:
                 break
-    if not held_out:
+    if not len(held_out):
         kept = network.weights(calendar)
+    _finite(sum(float(weight.abs().sum()) for weight in kept.values()), STEPS)
     return kept, (first, best)
+
+
+def _finite(value: float, step: int) -> float:
+    if not math.isfinite(value):
+        msg = f"training diverged at step {step} of {STEPS} ({value}): train again, or with fewer units in model.hidden"
+        raise ValueError(msg)
+    return value
+
+
+class _AdamW:
+    """Adam with decoupled weight decay: Loshchilov and Hutter 2019.
+
+    The same as torch's own, whose first use imports a compiler: 2 s and 100 MB a training.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.steps = 0
+        self.moments = [(p, torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        self.steps += 1
+        unbias1, unbias2 = 1 - 0.9**self.steps, 1 - 0.999**self.steps
+        for p, mean, square in self.moments:
+            if p.grad is None:
+                continue
+            mean.lerp_(p.grad, 0.1)
+            square.lerp_(p.grad.square(), 0.001)
+            p.mul_(1 - rate * DECAY).addcdiv_(mean, (square / unbias2).sqrt_().add_(1e-8), value=-rate / unbias1)
 
 
 def _forget(state: _State | None, rows: Tensor) -> _State | None:
@@ -434,16 +461,25 @@ def _forget(state: _State | None, rows: Tensor) -> _State | None:
     return (state[0] * keep, state[1] * keep) if isinstance(state, tuple) else state * keep
 
 
-def _validate(network: _Network, ticks: _Ticks) -> float:
-    """Loss over the held-out tail of up to 64 series, in one pass, with a lead-in of one window."""
+def _held_out(ticks: _Ticks) -> Tensor:
+    """Series with held-out values, at most 64 of them."""
+    at = torch.arange(len(ticks.y)).unsqueeze(1)
+    within = (at >= ticks.fit) & (at < ticks.length) & (at < (ticks.fit - WINDOW).clamp(min=0) + MOST_VALIDATED[1])
+    return (within & ticks.seen.any(2)).any(0).nonzero().squeeze(1)[: MOST_VALIDATED[0]]
+
+
+def _validate(network: _Network, ticks: _Ticks, who: Tensor) -> float:
+    """Loss over the held-out tail of some series, in one pass, with a lead-in of one window.
+
+    What is read back takes no part: a model is saved without it, and starts anew without it.
+    """
     network.eval()
-    who = torch.arange(min(len(ticks.fit), 64))
     begin = (ticks.fit[who] - WINDOW).clamp(min=0)
-    span = torch.arange(min(int((ticks.length[who] - begin).max()), 2048)).unsqueeze(1)
+    span = torch.arange(min(int((ticks.length[who] - begin).max()), MOST_VALIDATED[1])).unsqueeze(1)
     at = (begin + span).clamp(max=len(ticks.y) - 1)
     skip = (at < ticks.fit[who]) | (begin + span >= ticks.length[who])
     with torch.no_grad():
-        loss, _ = _loss(network, ticks, at, who, ticks.length[who], ticks.inputs[at, who], None, skip)
+        loss, _, _ = _loss(network, ticks, at, who, ticks.length[who], ticks.inputs[at, who], None, skip)
     network.train()
     return float(loss)
 
@@ -453,7 +489,7 @@ def _validate(network: _Network, ticks: _Ticks) -> float:
 
 def _calibrate(detector: Detector, stack: _Stack, progress: Progress) -> tuple[Detector, Slabs]:
     """Stream the series through the detector: each device's statistics, the shift reference, the prior."""
-    stack = _newest(stack, MOST_CALIBRATION)
+    stack = _end(stack, MOST_CALIBRATION)
     layout, count = detector.layout, len(stack.length)
     records = detector.prior.repeat(count, 1)
     layout.view(records, "m").copy_(torch.from_numpy(stack.m))
@@ -478,6 +514,24 @@ def _calibrate(detector: Detector, stack: _Stack, progress: Progress) -> tuple[D
     prior, spread = _prior(layout, records, stack)
     detector = replace(detector, prior=prior, spread_of_locations=spread)
     return detector, slabs
+
+
+def _end(stack: _Stack, most: int) -> _Stack:
+    """At most the newest `most` ticks of each series; each series keeps its fitted part's end."""
+    if len(stack.x) <= most:
+        return stack
+    cut = np.maximum(stack.length - most, 0)
+    index = np.minimum(np.arange(most)[:, None] + cut, len(stack.x) - 1)
+    who = np.arange(len(cut))
+    return replace(
+        stack,
+        x=stack.x[index, who],
+        time=stack.time[index, who],
+        dt=stack.dt[index, who],
+        fresh=stack.fresh[index, who],
+        length=stack.length - cut,
+        fit=np.maximum(stack.fit - cut, 1),
+    )
 
 
 def _slabs(layout: Layout, records: Tensor) -> Slabs:

@@ -6,6 +6,7 @@ near 1, the device's (float32, in the profile's units) fits the device.
 Axes: B rows, F channels, T ticks.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from sentinel.records import Bools, Floats
 
 LIMIT = 1e6  # scaled values are clipped here; keeps float32 arithmetic finite
+COUNTERS_AT_LEAST = 0.9  # share of the series in which a counter grows
 
 
 def location_and_spread(values: Floats) -> tuple[Floats, Floats]:
@@ -32,15 +34,49 @@ def location_and_spread(values: Floats) -> tuple[Floats, Floats]:
     return median, np.where(empty, 1.0, spread)
 
 
-def is_counter(values: Floats) -> Bools:
-    """Which columns of (T, F) only ever grow, with more than 20 distinct values: they are differenced, (F,)."""
-    out = np.zeros(values.shape[1], dtype=np.bool_)
-    for f in range(values.shape[1]):
-        column = values[:, f]
-        column = column[~np.isnan(column)]
-        if len(column) > 20:
-            steps = np.diff(column)
-            out[f] = bool(np.all(steps >= 0)) and len(np.unique(column)) > 20
+def counters(series: Sequence[Floats]) -> Bools:
+    """Which channels of series (T, F) are counters and will be differenced, (F,): they grow in 90 % of the series.
+
+    Series with at most 20 distinct values of a channel have no say in it.
+    """
+    out = np.zeros(series[0].shape[1], dtype=np.bool_)
+    for f in range(len(out)):
+        columns = [column for column in (_known(values, f) for values in series) if len(np.unique(column)) > 20]
+        out[f] = bool(columns) and float(np.mean([_grows(column) for column in columns])) >= COUNTERS_AT_LEAST
+    return out
+
+
+def _known(values: Floats, channel: int) -> Floats:
+    column: Floats = values[:, channel]
+    return column[~np.isnan(column)]
+
+
+def _grows(column: Floats) -> bool:
+    """Whether values only ever grow, but for rare restarts: 0.5 % of the steps, to below half of what they were."""
+    falls = np.flatnonzero(np.diff(column) < 0)
+    before, after = column[falls], column[falls + 1]
+    return len(falls) <= max(1.0, 0.005 * (len(column) - 1)) and bool(((after >= 0) & (after < before / 2)).all())
+
+
+def last_seen(values: Floats) -> Floats:
+    """Values (T, F) with each missing one replaced by the last seen before it; NaN where there was none."""
+    rows = np.where(np.isnan(values), 0, np.arange(len(values))[:, None])
+    out: Floats = np.take_along_axis(values, np.maximum.accumulate(rows, axis=0), axis=0)
+    return out
+
+
+def longest_runs(series: Sequence[Floats]) -> Floats:
+    """Longest run of one value in each channel of series (T, F), in ticks, (F,).
+
+    Infinite where that says nothing of health: in more than half of the series with 100 values (of the longest, where
+    none has as many) `longest_run` is infinite.
+    """
+    runs = np.array([longest_run(values) for values in series])
+    known = np.array([(~np.isnan(values)).sum(axis=0) for values in series])
+    asked = known >= np.minimum(known.max(axis=0), 100)
+    finite = np.isfinite(runs)
+    most = np.where(finite, runs, -np.inf).max(axis=0)
+    out: Floats = np.where(2 * (finite & asked).sum(axis=0) >= asked.sum(axis=0), most, np.inf)
     return out
 
 
@@ -51,8 +87,7 @@ def longest_run(values: Floats) -> Floats:
     """
     out = np.full(values.shape[1], np.inf)
     for f in range(values.shape[1]):
-        column = values[:, f]
-        column = column[~np.isnan(column)]
+        column = _known(values, f)
         if len(np.unique(column)) > 2:
             edges = np.flatnonzero(np.diff(column) != 0)
             run = float(np.max(np.diff(np.concatenate([[-1], edges, [len(column) - 1]]))))

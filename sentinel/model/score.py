@@ -27,6 +27,7 @@ WINDOWS = ((10, True), (30, True), (5, False), (20, False))  # mean |e| and |mea
 RANGE_WEIGHT, RANGE_AFTER = 6.0, 300.0
 EARLIEST_SHIFT = 80  # ticks before the slow means are believed
 BAND = 3.0  # sigmas
+UNSURE = 50.0  # ticks of live calibration at which the threshold is twice its level
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class Scorer:
         self.budget = budget or 1 / calibrate.WEEK
         moved = {name: weight.to(self.device) for name, weight in detector.forecaster.weights.items()}
         self.forecaster = Forecaster(detector.spec, len(detector.channels), detector.forecaster.calendar, moved)
-        self._shift = detector.shift
+        self._shift = None if detector.shift is None else detector.shift.to(self.device)
         gates = [channels.get(name, Channel(name)) for name in detector.channels]
         unit = detector.scale.spread
         self._least = self._tensor(np.array([g.min_deviation for g in gates]) / unit)
@@ -146,12 +147,12 @@ class Scorer:
         raised = self.layout.view(slabs.records, "raised")
         raised[row] = min(float(raised[row]) + calibrate.RAISE, calibrate.RAISE_LIMIT)
 
-    def ready(self, slabs: Slabs) -> Bools:
-        """Which slots give a score from their next tick on, (N,)."""
+    def ready(self, slabs: Slabs) -> tuple[Bools, Bools]:
+        """Which slots are calibrated, and which states have settled, (N,) each: both give a score."""
         view = self.layout.view
-        enough = view(slabs.records, "n").amax(1) >= calibrate.LEAST
-        out: Bools = (enough & (view(slabs.records, "since") >= SETTLE)).cpu().numpy()
-        return out
+        enough: Bools = (view(slabs.records, "n").amax(1) >= calibrate.LEAST).cpu().numpy()
+        settled: Bools = (view(slabs.records, "since") >= SETTLE).cpu().numpy()
+        return enough, settled
 
     def saturation(self, slabs: Slabs, rows: Tensor, limit: float = 8.0) -> float:
         """Share of cells with |c| over `limit`: an LSTM fed without end can saturate (Gers et al. 1999)."""
@@ -244,7 +245,7 @@ class Scorer:
         frozen = get("frozen") > 0
         beyond = self._beyond(record, linear, seen, frozen, n.amax(1) >= RANGE_AFTER)
         surprises = z.sum(1) / heads.clamp(min=1) + beyond  # (B, F)
-        counts = self._varied(record, linear, seen)
+        counts = self._varied(record, linear, seen, frozen)
         channels = counts.sum(1)
         surprise = (surprises * counts).sum(1) / channels
         has_score = heads.squeeze(1) > 0
@@ -256,7 +257,9 @@ class Scorer:
         if self.threshold is not None:
             base = torch.full_like(surprise, self.threshold)
         else:
-            base = torch.maximum(get("floor"), self.level / breadth)
+            # Statistics of few ticks are uncertain: the threshold comes down to its level as they grow.
+            unsure = torch.where(frozen, 0.0, UNSURE / n.amax(1).clamp(min=1.0))
+            base = torch.maximum(get("floor"), self.level / breadth * (1.0 + unsure))
         limit = torch.maximum(calibrate.CEILING / breadth, base)
         score = surprise / torch.minimum(base * (1 + raised), limit)
 
@@ -330,7 +333,10 @@ class Scorer:
         view = self.layout.view
         warm, total, m = view(record, "warm"), view(record, "warm_sum"), view(record, "m")
         begun = warm >= WARM
-        total.copy_(torch.where(begun.unsqueeze(1), total, total + torch.where(seen, x, m)))
+        # One wild value must not place the device: it counts for at most six spreads.
+        most = 6.0 * (self._spread**2 + view(record, "s") ** 2).sqrt()
+        near = torch.minimum(torch.maximum(x, m - most), m + most)
+        total.copy_(torch.where(begun.unsqueeze(1), total, total + torch.where(seen, near, m)))
         warm.copy_((warm + 1).clamp(max=WARM))
         ends = ~begun & (warm >= WARM)
         weight = self._spread**2 / (self._spread**2 + view(record, "s") ** 2)
@@ -366,8 +372,11 @@ class Scorer:
         hi.copy_(torch.where(learns, torch.maximum(hi, linear), hi))
         return torch.where(counts, (ratio * (RANGE_WEIGHT / 0.02)).clamp_(max=RANGE_WEIGHT), 0.0)
 
-    def _varied(self, record: Tensor, linear: Tensor, seen: Tensor) -> Tensor:
-        """Which channels are scored, 0 or 1, (B, F): those that showed a third value so far; if none did, all."""
+    def _varied(self, record: Tensor, linear: Tensor, seen: Tensor, frozen: Tensor) -> Tensor:
+        """Which channels are scored, 0 or 1, (B, F): those that showed a third value so far; if none did, all.
+
+        A channel of which a declared recording had no value is never scored: nothing says what is normal.
+        """
         view = self.layout.view
         varied = view(record, "varied")
         if bool(varied.all()):
@@ -378,7 +387,7 @@ class Scorer:
         varied.copy_(torch.maximum(varied, third.to(varied.dtype)))
         second = seen & ~none1 & none2 & (linear != v1)
         v2.copy_(torch.where(second, linear, v2))
-        v1.copy_(torch.where(seen & none1, linear, v1))
+        v1.copy_(torch.where(seen & none1 & ~frozen.unsqueeze(1), linear, v1))
         return torch.where(varied.sum(1, keepdim=True) > 0, varied, 1.0)
 
 

@@ -6,6 +6,7 @@ program (durations, budgets, sizes) carries a `Text`, which reads, writes and de
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,8 @@ def _horizons(value: object) -> tuple[int, ...]:
         and all(type(ticks) is int and 1 <= ticks <= 1024 for ticks in value)
         and list(value) == sorted(set(value))
     ):
+        if math.lcm(32, *value) >= 1 << 22:  # ticks are counted modulo this in float32 (`Layout.period`)
+            raise ValueError("must be ticks whose least common multiple is small: powers of 2 such as [1, 16, 64]")
         return tuple(value)
     raise ValueError("must be a list of ticks from 1 to 1024, ascending, such as [1, 64]")
 
@@ -163,6 +166,9 @@ class MqttSettings(Table):
     keepalive: Whole = Field(default=60, ge=1, le=65535, description="s between signs of life")
     prefix: Annotated[str, Text("text", "a topic without wildcards", _prefix)] = Field(
         default="sentinel", description="first levels of all topics that Sentinel publishes"
+    )
+    commands: bool = Field(
+        default=False, description="take commands on PREFIX/command/…; who may publish there is the broker's to say"
     )
     session_expiry: Annotated[int, Text("duration", values.DURATION, _seconds, values.show_duration)] = Field(
         default=7 * 86400,

@@ -54,6 +54,7 @@ class Episode:
     channels: tuple[ChannelView, ...] = ()
     shelved_until: float = 0.0
     detail: str = ""
+    fired: bool = False
 
 
 @dataclass(slots=True)
@@ -73,12 +74,21 @@ class AlertBook:
     recent: list[tuple[float, str]] = field(default_factory=list)
 
     def tick(
-        self, device: str, time: float, now: float, evidence: dict[AlertKind, Callable[[], Evidence]], message: int
+        self,
+        device: str,
+        time: float,
+        now: float,
+        evidence: dict[AlertKind, Callable[[], Evidence]],
+        message: int,
+        tells: Callable[[Episode], bool] = lambda _episode: True,
     ) -> tuple[list[Transition], list[AlertKind]]:
         """Take one tick of one device: what was anomalous in it, by kind.
 
+        Args:
+            tells: whether a tick without evidence says anything of an episode: absence of data is not quiet.
+
         Returns:
-            Transitions in order; the kinds of alerts that ended with this tick.
+            Transitions in order; the kinds of alerts that had fired and ended with this tick.
         """
         out: list[Transition] = []
         ended: list[AlertKind] = []
@@ -86,12 +96,11 @@ class AlertBook:
         for kind, episode in list(episodes.items()):
             if kind in evidence:
                 out += self._again(device, episode, time, now, evidence[kind], message)
-            else:
+            elif tells(episode):
                 episode.quiet += 1
-                episode.updated = time
                 if kind == "silence" or episode.quiet >= self.spec.quiet_ticks:
                     out += self._end(device, episode, time, message)
-                    ended.append(kind)
+                    ended += [kind] if episode.fired else []
         for kind, look in evidence.items():
             if kind not in episodes:
                 out += self._begin(device, kind, time, now, look(), message)
@@ -210,6 +219,7 @@ class AlertBook:
 
     def _fire(self, device: str, episode: Episode, now: float, message: int) -> Transition:
         self.started[episode.kind] = self.started.get(episode.kind, 0) + 1
+        episode.fired = True
         if device != FLEET:
             self.recent.append((now, device))
         return self._move(device, episode, "firing", message)

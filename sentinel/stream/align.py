@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sentinel.records import Floats, Ints
+from sentinel.records import Bools, Fate, Floats, Ints
 from sentinel.stream.devices import DeviceTable
 
 
@@ -37,10 +37,9 @@ def waves(slots: Ints) -> Iterator[Ints]:
     ordered = slots[order]
     begins = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
     rank = np.arange(len(slots)) - np.repeat(begins, np.diff(np.append(begins, len(slots))))
-    turn = np.empty(len(slots), dtype=np.int64)
-    turn[order] = rank
-    for k in range(int(rank.max()) + 1):
-        yield np.flatnonzero(turn == k)
+    by_rank = np.lexsort((order, rank))
+    cuts = np.flatnonzero(np.diff(rank[by_rank])) + 1
+    yield from np.split(order[by_rank], cuts)
 
 
 @dataclass(slots=True)
@@ -49,13 +48,14 @@ class _Pending:
     values: Floats
     since: float
     message: int
+    push: int
 
 
 class Aligner:
     """Joins readings of one device that lie within `window` seconds of event time into one tick.
 
-    Holds: one pending tick a device.   Blocks: never.   Raises: nothing.   Drops: nothing; what is late comes out
-    as a row of its own and is dropped, counted, where ticks are taken.
+    Holds: one pending tick a device.   Blocks: never.   Raises: nothing.   Drops: what is late or a duplicate, with
+    that fate.
     Emits a tick when all channels that the device is known for came, when a channel comes again or outside the
     window, or when `window` seconds of receive time have passed, whichever is first.
     """
@@ -63,31 +63,49 @@ class Aligner:
     def __init__(self, window: float) -> None:
         self.window = window
         self._pending: dict[int, _Pending] = {}
+        self._pushes = 0
 
-    def push(self, batch: Batch, table: DeviceTable, now: float) -> Batch:
-        """Ticks that these readings completed, in order."""
+    def push(self, batch: Batch, table: DeviceTable, now: float) -> tuple[Batch, list[Fate]]:
+        """Ticks that these readings completed, in order, and each reading's fate."""
         done: list[tuple[int, _Pending]] = []
+        fates = []
         pending = self._pending
+        self._pushes += 1
         for slot, time, values, message in zip(
             batch.slots.tolist(), batch.time.tolist(), batch.values, batch.message.tolist(), strict=True
         ):
             held = pending.get(slot)
             seen = ~np.isnan(values)
+            fate = self._fate(time, values, seen, held, float(table.last_time[slot]), table.last[slot])
+            fates.append(fate)
+            if fate is not Fate.ACCEPTED:
+                continue
             if held is not None:
                 have = ~np.isnan(held.values)
                 if len(held.values) == len(values) and abs(time - held.time) <= self.window and not (have & seen).any():
                     held.values = np.where(seen, values, held.values)
-                    held.message = message
+                    held.message, held.push = message, self._pushes
                     seen = have | seen
                 else:
                     done.append((slot, pending.pop(slot)))
                     held = None
             if held is None:
-                held = pending[slot] = _Pending(time, values.copy(), now, message)
+                held = pending[slot] = _Pending(time, values.copy(), now, message, self._pushes)
             known = table.known[slot]
             if table.ticks[slot] > 0 and known.any() and not (known & ~seen).any():
                 done.append((slot, pending.pop(slot)))
-        return self._batch(done, table.channels)
+        return self._batch(done, table.channels), fates
+
+    def _fate(
+        self, time: float, values: Floats, seen: Bools, held: _Pending | None, last_time: float, last: Floats
+    ) -> Fate:
+        if held is not None and time == held.time and np.array_equal(values[seen], held.values[: len(values)][seen]):
+            return Fate.DUPLICATE
+        if time == last_time and np.array_equal(values[seen], last[: len(values)][seen]):
+            return Fate.DUPLICATE
+        if time < last_time or (held is not None and time < held.time - self.window):
+            return Fate.LATE
+        return Fate.ACCEPTED
 
     def due(self, now: float, channels: int) -> Batch:
         """Ticks whose window has closed by `now`."""
@@ -119,10 +137,9 @@ class Aligner:
         """Undo `export`."""
         for slot, time, values, since in rows:
             filled = np.array([np.nan if v is None else v for v in values], dtype=np.float64)
-            self._pending[slot] = _Pending(time, filled, since, -1)
+            self._pending[slot] = _Pending(time, filled, since, -1, 0)
 
-    @staticmethod
-    def _batch(done: list[tuple[int, _Pending]], channels: int) -> Batch:
+    def _batch(self, done: list[tuple[int, _Pending]], channels: int) -> Batch:
         values = np.full((len(done), channels), np.nan)
         for row, (_, held) in enumerate(done):
             values[row, : len(held.values)] = held.values
@@ -130,5 +147,5 @@ class Aligner:
             np.array([slot for slot, _ in done], dtype=np.int64),
             np.array([held.time for _, held in done], dtype=np.float64),
             values,
-            np.array([held.message for _, held in done], dtype=np.int64),
+            np.array([held.message if held.push == self._pushes else -1 for _, held in done], dtype=np.int64),
         )

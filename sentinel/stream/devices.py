@@ -19,6 +19,7 @@ _COLUMNS: dict[str, tuple[str, float]] = {  # name: dtype, value of an empty slo
     "ticks": ("i8", 0),
     "last_start": ("i8", -(1 << 40)),  # tick of the last start of a prediction alert
     "score": ("f8", np.nan),  # last score; NaN: none yet
+    "late": ("i4", 0),  # readings in a row that were far too late
     "silent": ("?", 0),
     "open": ("?", 0),  # has an alert
 }
@@ -26,6 +27,7 @@ _PER_CHANNEL: dict[str, tuple[str, float]] = {
     "last": ("f8", np.nan),  # last value
     "run": ("i4", 0),  # ticks that it has been the same
     "known": ("?", 0),  # has ever come
+    "at": ("f8", np.nan),  # event time of the last value
 }
 _RATE = 0.1  # of the interval averages
 
@@ -52,6 +54,8 @@ class DeviceTable:
         self.last: Floats
         self.run: npt.NDArray[np.int32]
         self.known: Bools
+        self.at: Floats
+        self.late: npt.NDArray[np.int32]
         self.dirty: Bools = np.zeros(0, dtype=np.bool_)
         self.used: Bools = np.zeros(0, dtype=np.bool_)
         self._grow(_FIRST)
@@ -88,6 +92,7 @@ class DeviceTable:
             block[:, : self.channels] = getattr(self, name)
             setattr(self, name, block)
         self.channels = channels
+        self.dirty |= self.used  # packed rows are wider now
 
     def slots(self, devices: Sequence[str]) -> tuple[Ints, list[int]]:
         """Slot of each device, (B,), -1 where there is no room; and the slots that are new."""
@@ -148,6 +153,7 @@ class DeviceTable:
         self.run[slots] = np.where(seen, np.where(values == before, self.run[slots] + 1, 1), self.run[slots])
         self.last[slots] = np.where(seen, values, before)
         self.known[slots] |= seen
+        self.at[slots] = np.where(seen, time[:, None], self.at[slots])
         self.last_time[slots] = time
         self.ticks[slots] += 1
 

@@ -36,7 +36,7 @@ from sentinel.records import (
     Readings,
     Transition,
 )
-from sentinel.stream.alerts import AlertBook, Evidence
+from sentinel.stream.alerts import FLEET, AlertBook, Episode, Evidence
 from sentinel.stream.align import Aligner, Batch, waves
 from sentinel.stream.decode import Decoded, Decoder
 from sentinel.stream.devices import DeviceTable
@@ -44,6 +44,8 @@ from sentinel.stream.rules import RULES, Broken, Rules
 
 SILENCE_LEAST = 300.0  # seconds; with `silence_after = "auto"` no device is silent sooner
 SILENCE_INTERVALS = 10.0
+CLOCK_ERROR, CLOCK_ERROR_INTERVALS, CLOCK_ERROR_READINGS = 3600.0, 64.0, 16  # seconds, usual intervals, in a row
+SCORED_BY = 50  # ticks; a device that had so many stays `scoring`
 _USED = FATE_CODE[Fate.ACCEPTED]
 _NOTHING: Floats = np.zeros((0, 0))
 
@@ -103,6 +105,7 @@ class ProfileStream:
         self.detector: Detector | None = None
         self.scorer: Scorer | None = None
         self.slabs: Slabs | None = None
+        self.listening_since = 0.0  # receive time since which nothing that is published is missed; inf: not listening
         self.keep_ticks = False  # whether outcomes hold their ticks; a daemon has no use for them
         self._given: Mapping[str, Channel] = {channel.name: channel for channel in spec.channels or ()}
         self._columns: Ints = np.zeros(0, dtype=np.int64)
@@ -119,10 +122,7 @@ class ProfileStream:
         slots, new = table.slots(readings.device)
         self._begin(new)
         codes = np.full(len(readings), _USED, dtype=np.int64)
-        values = readings.values
-        if values.shape[1] < table.channels:
-            values = np.hstack([values, np.full((len(values), table.channels - values.shape[1]), np.nan)])
-        batch = Batch(slots, readings.time, values, readings.message)
+        batch = Batch(slots, readings.time, self._aligned(readings), readings.message)
         rows = np.arange(len(readings))
         if (slots < 0).any():
             codes[slots < 0] = FATE_CODE[Fate.OVERFULL]
@@ -134,7 +134,9 @@ class ProfileStream:
             if self.aligner is None:
                 self._take(batch, now, out, codes, rows)
             else:
-                self._take(self.aligner.push(batch, table, now), now, out, None, None)
+                done, fates = self.aligner.push(batch, table, now)
+                codes[rows] = [FATE_CODE[fate] for fate in fates]
+                self._take(done, now, out, None, None)
         for code, count in zip(*np.unique(codes, return_counts=True), strict=True):
             fate = FATES[int(code)]
             out.fates[fate] = out.fates.get(fate, 0) + int(count)
@@ -163,6 +165,7 @@ class ProfileStream:
         return (
             (waits is not None and waits <= now)
             or bool(self.book.recent)
+            or FLEET in self.book.open
             or bool(self.book.open and any(e.state == "shelved" for d in self.book.open.values() for e in d.values()))
             or bool(self._newly_silent(now).any())
             or bool((table.used & (now - table.last_seen > self.spec.device_ttl)).any())
@@ -183,10 +186,12 @@ class ProfileStream:
             out.transitions += self._forget(slot, now)
         return out
 
-    def announce(self, device: str) -> None:
-        """Know a device without a reading of it."""
+    def announce(self, device: str, now: float = -math.inf) -> None:
+        """Know a device without a reading of it; `now`: when it was heard of."""
         _, new = self.table.slots([device])
         self._begin(new)
+        for slot in new:
+            self.table.last_seen[slot] = now
 
     def adopt(self, detector: Detector, devices: Sequence[str] = (), memory: Memory | None = None) -> None:
         """Run `detector` from here on; the devices named take the memory given, now or when they first appear.
@@ -256,26 +261,26 @@ class ProfileStream:
         """
         stored = list(data["channels"])
         self._know(stored)
-        devices, raw = [], []
+        by_width: dict[int, list[tuple[int, npt.NDArray[np.uint8]]]] = {}
         for device, row in rows:
-            devices.append(device)
-            raw.append(np.frombuffer(row, dtype=np.uint8))
-        slots = np.array([self.table.add(device) for device in devices], dtype=np.int64)
-        self._begin(slots.tolist())
+            by_width.setdefault(len(row), []).append((self.table.add(device), np.frombuffer(row, dtype=np.uint8)))
+        self._begin(list(self.table))
         if detector is not None and detector is not self.detector:
             self.adopt(detector)
-        if len(slots):
-            block = np.stack(raw)
-            columns = np.array([self.channels.index(name) for name in stored], dtype=np.int64)
-            width = self.table.width(len(stored))
-            self.table.unpack(slots, block[:, :width], columns)
-            if self.slabs is not None:
+        columns = np.array([self.channels.index(name) for name in stored], dtype=np.int64)
+        width = self.table.width(len(stored))
+        for size, group in by_width.items():
+            # Rows written before the profile had a model, or a channel, are shorter: what they lack begins anew.
+            slots, block = np.array([slot for slot, _ in group]), np.stack([raw for _, raw in group])
+            if size >= width:
+                self.table.unpack(slots, block[:, :width], columns)
+            if size > width and self.slabs is not None:
                 self._restore_memory(slots, block[:, width:])
         if self.aligner is not None:
             self.aligner.restore([(self.table.slot_of[device], *rest) for device, *rest in data["pending"]])
         self.book.restore(dict(data["alerts"]))
         # Rows of another width than what is restored are all written anew.
-        self.table.dirty[:] = self.table.used if stored != self.channels else False
+        self.table.dirty[:] = self.table.used if stored != self.channels or len(by_width) > 1 else False
 
     def _restore_memory(self, slots: Ints, block: npt.NDArray[np.uint8]) -> None:
         assert self.slabs is not None
@@ -304,9 +309,10 @@ class ProfileStream:
         return {"learning": 0, "calibrating": int(awake.sum()) - scoring, "scoring": scoring, "silent": silent}
 
     def _ready(self) -> Bools:
-        """Which slots score: they have a score, or their next tick gives one."""
+        """Which slots score: once calibrated and settled, also while a gap has begun a state anew."""
         assert self.scorer is not None and self.slabs is not None  # noqa: PT018 - for the type checker
-        return self.scorer.ready(self.slabs) | ~np.isnan(self.table.score)
+        enough, settled = self.scorer.ready(self.slabs)
+        return enough & (settled | (self.table.ticks >= SCORED_BY))
 
     def device_state(self, slot: int) -> DeviceState:
         """State of one device."""
@@ -321,6 +327,19 @@ class ProfileStream:
         return self.table.score
 
     # --- inside ---
+
+    def _aligned(self, readings: Readings) -> Floats:
+        """Values with a column for each of the stream's channels, by name, (B, F)."""
+        width = len(readings.channels)
+        if readings.channels == tuple(self.channels[:width]):
+            if width == self.table.channels:
+                return readings.values
+            columns = list(range(width))
+        else:
+            columns = [self.channels.index(name) for name in readings.channels]
+        values = np.full((len(readings), self.table.channels), np.nan)
+        values[:, columns] = readings.values
+        return values
 
     def _know(self, channels: Sequence[str]) -> None:
         if len(channels) > len(self.channels) or any(name not in self.channels for name in channels):
@@ -348,6 +367,7 @@ class ProfileStream:
 
     def _forget(self, slot: int, now: float) -> list[Transition]:
         out = self.book.forget(self.table.ids[slot], now)
+        self._learned.pop(self.table.ids[slot], None)
         if self.aligner is not None:
             self.aligner.drop(slot)
         self.table.forget(slot)
@@ -363,7 +383,7 @@ class ProfileStream:
         else:
             return np.zeros(table.capacity, dtype=np.bool_)
         heard = table.used & ~table.silent & np.isfinite(table.last_seen)
-        out: Bools = heard & (now - table.last_seen > after)
+        out: Bools = heard & (now - np.maximum(table.last_seen, self.listening_since) > after)
         return out
 
     def _heard_again(self, slots: Ints, now: float, out: Outcome) -> None:
@@ -379,9 +399,6 @@ class ProfileStream:
             verdict = self._order(part)
             if codes is not None and rows is not None:
                 codes[rows[index]] = verdict
-            else:
-                for code in verdict[verdict != _USED].tolist():
-                    out.fates[FATES[code]] = out.fates.get(FATES[code], 0) + 1
             fresh = part.rows(np.flatnonzero(verdict == _USED))
             if len(fresh):
                 self._wave(fresh, now, out)
@@ -390,13 +407,29 @@ class ProfileStream:
         """Fate of each row as a code: in order, a duplicate, or late."""
         table, slots = self.table, batch.slots
         last = table.last_time[slots]
-        codes = np.where(batch.time < last, FATE_CODE[Fate.LATE], _USED)
+        if self.spec.time is None:
+            # The order of arrival is the order of time, also where several came at once or our clock stepped back.
+            np.maximum(batch.time, last, out=batch.time)
+            return np.full(len(batch), _USED)
+        late = batch.time < last
+        if late.any():
+            self._mend_clocks(batch, last - batch.time)
+            late = batch.time < table.last_time[slots]
+        table.late[slots] = np.where(late, table.late[slots], 0)
+        codes = np.where(late, FATE_CODE[Fate.LATE], _USED)
         tied = np.flatnonzero(batch.time == last)
         if len(tied):
             given, kept = batch.values[tied], table.last[slots[tied]]
             same = ((given == kept) | np.isnan(given)).all(axis=1)
             codes[tied[same]] = FATE_CODE[Fate.DUPLICATE]
         return codes
+
+    def _mend_clocks(self, batch: Batch, lateness: Floats) -> None:
+        """Begin a new timeline for devices whose clock was far ahead once: many readings in a row, all far too late."""
+        table, slots = self.table, batch.slots
+        far = lateness > np.maximum(CLOCK_ERROR, CLOCK_ERROR_INTERVALS * table.interval[slots])
+        table.late[slots] = np.where(far, table.late[slots] + 1, 0)
+        table.last_time[slots[table.late[slots] >= CLOCK_ERROR_READINGS]] = -np.inf
 
     def _wave(self, batch: Batch, now: float, out: Outcome) -> None:
         table, slots = self.table, batch.slots
@@ -418,7 +451,8 @@ class ProfileStream:
         previous = self.table.last[batch.slots]
         columns = self._columns
         x = self.detector.scale.scaled(batch.values[:, columns], previous[:, columns])
-        reset = anew(dt, self.detector.interval, self.spec.max_gap) | first
+        usual = np.maximum(self.detector.interval, self.table.interval[batch.slots])
+        reset = anew(dt, usual, self.spec.max_gap) | first
         out.gaps += int((reset & ~first).sum())
         return self.scorer.observe(self.slabs, batch.slots, x, dt, batch.time, reset)
 
@@ -446,7 +480,13 @@ class ProfileStream:
                 if ripe or "prediction" in book.open.get(device, {}):
                     evidence["prediction"] = lambda row=row: self._evidence(batch, scored, row)
             before = book.started.get("prediction", 0)
-            moved, ended = book.tick(device, float(batch.time[row]), now, evidence, int(batch.message[row]))
+            scoreless = scored is None or bool(torch.isnan(scored.score[row]))
+            seen = {self.channels[column] for column in np.flatnonzero(~np.isnan(batch.values[row])).tolist()}
+
+            def tells(episode: Episode, scoreless: bool = scoreless, seen: set[str] = seen) -> bool:
+                return _tells(episode, scoreless, seen)
+
+            moved, ended = book.tick(device, float(batch.time[row]), now, evidence, int(batch.message[row]), tells)
             out.transitions += moved
             if book.started.get("prediction", 0) > before:
                 table.last_start[slot] = table.ticks[slot]
@@ -505,6 +545,13 @@ class ProfileStream:
         return Evidence(None, None, tuple(views))
 
 
+def _tells(episode: Episode, scoreless: bool, seen: set[str]) -> bool:
+    """Whether a quiet tick says that an alert's cause is over: its channel came, and a prediction had a score."""
+    if episode.kind == "prediction" and scoreless:
+        return False
+    return not episode.channels or episode.channels[0].name in seen
+
+
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
@@ -538,6 +585,8 @@ class Pipeline:
         outcomes: dict[str, Outcome] = {}
         best = np.full(len(messages), len(FATES), dtype=np.int64)
         worst = np.full(len(messages), -1, dtype=np.int64)
+        for profile, device in decoded.announced:
+            self.profiles[profile].announce(device, now)
         for readings in decoded.readings:
             outcome, codes = self.absorb(readings, now)
             outcomes[readings.profile] = outcome

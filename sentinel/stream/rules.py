@@ -69,7 +69,8 @@ class Rules:
             if self._bounded:
                 rules["range"] = (x < self._min) | (x > self._max)
             if self._rated:
-                rules["rate"] = np.abs(x - table.last[batch.slots]) > self._rate * dt[:, None]
+                lapse = batch.time[:, None] - table.at[batch.slots]
+                rules["rate"] = (np.abs(x - table.last[batch.slots]) > self._rate * lapse) & (lapse > 0)
             limit = self._stuck_after()
             if limit is not None:
                 same = x == table.last[batch.slots]

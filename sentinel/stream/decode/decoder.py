@@ -13,6 +13,7 @@ from sentinel.stream.decode.payload import Malformed
 from sentinel.stream.decode.topics import Template
 
 MAX_DEVICE_BYTES = 200
+MAX_READINGS = 1000  # in one message
 MAX_ROUTES = 1 << 18  # topics remembered
 CLOCK_NAMES = frozenset({"ts", "time", "timestamp", "datetime"})  # never a channel that is learned by itself
 
@@ -36,6 +37,7 @@ class Decoded:
         fates: of each message; None: its readings decide.
         refusals: the messages that are refused already.
         foreign: messages on no profile's topic (a session that outlived a subscription): not counted.
+        announced: profile and device of retained messages without an event time.
         bad_values: single values of a usable reading that were dropped, by profile.
         unknown: values of unknown channels, by profile.
     """
@@ -44,6 +46,7 @@ class Decoded:
     fates: list[Fate | None]
     refusals: list[Refusal]
     foreign: list[int] = field(default_factory=list)
+    announced: list[tuple[str, str]] = field(default_factory=list)
     bad_values: dict[str, int] = field(default_factory=dict)
     unknown: dict[str, int] = field(default_factory=dict)
 
@@ -183,11 +186,15 @@ class Decoder:
         value = wire.load(message.payload)
         if message.retain and spec.time is None:
             out.fates[at] = Fate.RETAINED
+            if not spec.device_path:
+                out.announced.append((spec.name, route.device))
             return
         if route.channel is not None:
             self._read_value(profile, route, message, at, value)
         elif type(value) is dict:
             self._read_object(profile, route.device, message, at, value)
+        elif type(value) is list and len(value) > MAX_READINGS:
+            raise Malformed(Fate.TOO_LARGE, f"{len(value)} readings in one message, over {MAX_READINGS}")
         elif type(value) is list and value:
             worst: Malformed | None = None
             for item in value:
