@@ -10,8 +10,9 @@ import torch
 
 from sentinel.adapters.models import load_model, model_path, save_model
 from sentinel.errors import ModelError
-from sentinel.model import archive, learn
+from sentinel.model import archive, features, learn
 from sentinel.model.learn import Series
+from sentinel.model.scale import counters, longest_runs
 from sentinel.records import Channel, Floats, ModelSpec
 from sentinel.stream.align import Batch
 from sentinel.stream.pipeline import ProfileStream, series_of
@@ -98,6 +99,151 @@ def test_odd_channels_give_finite_models_and_a_normal_tick_is_no_anomaly(values:
 def test_nothing_to_learn_from_is_said() -> None:
     with pytest.raises(ValueError, match="no device has two ticks"):
         learn.learn([series(fleets.healthy(1))], channels(3), SMALL, seed=1, declared=False)
+
+
+def learned(given: list[Series], *, declared: bool = False, spec: ModelSpec = SMALL) -> learn.Learned:
+    return learn.learn(given, channels(given[0].values.shape[1]), spec, seed=1, declared=declared)
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_of_long_series_the_newest_ticks_are_learned_from_and_a_quarter_of_them_held_out(
+    monkeypatch: pytest.MonkeyPatch, declared: bool
+) -> None:
+    monkeypatch.setattr(learn, "MOST_ROWS", 300)
+    monkeypatch.setattr(learn, "STEPS", 4)
+    values = fleets.healthy(4200)
+    values[:2200] += 1000.0
+    done = learned([series(values[:, :1])], declared=declared)
+    assert done.detector.scale.location[0] == pytest.approx(5.0, abs=0.5)
+    assert math.isfinite(done.losses[1])
+
+
+def test_one_long_series_beside_many_short_ones_stays_small() -> None:
+    given = [series(np.zeros((50_000, 2)))] + [series(np.zeros((100, 2)), f"d{i}") for i in range(200)]
+    cut = learn._newest(given, declared=False)
+    assert len(cut) * max(map(len, cut)) <= learn.MOST_ROWS
+    assert [len(s) for s in cut[1:]] == [100] * 200
+    assert len(learn._newest(given[:1], declared=False)[0]) == 50_000
+
+
+def test_validation_leaves_out_what_is_not_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learn, "STEPS", 0)
+    given = [series(fleets.healthy(300, i), f"d{i}") for i in range(2)]
+    first = learned(given)
+    champion = first.detector.forecaster.weights
+    again = [learn.learn(given, channels(3), SMALL, seed=s, declared=False, start=champion).losses for s in (2, 3)]
+    assert again == [first.losses, first.losses]
+
+
+def test_series_without_held_out_ticks_are_not_validated_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learn, "STEPS", 2)
+    short = [series(fleets.healthy(20, i), f"s{i}") for i in range(80)]
+    first, _ = learned([*short, series(fleets.healthy(400), "long")]).losses
+    assert first != 0.0
+    assert math.isfinite(first)
+
+
+def test_held_out_ticks_without_a_value_do_not_stop_the_training() -> None:
+    values = fleets.healthy(400)
+    values[300:] = np.nan
+    done = learned([series(values)])
+    assert all(math.isnan(loss) for loss in done.losses)
+    untrained = -0.5
+    assert (done.detector.forecaster.weights["log_sigma"][0] != untrained).all()
+
+
+@pytest.mark.parametrize("where", ["training", "validation", "weights"])
+def test_a_training_that_diverges_is_refused(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    monkeypatch.setattr(learn, "STEPS", 50)
+    if where == "training":
+        real = learn._loss
+        monkeypatch.setattr(learn, "_loss", lambda *given: (real(*given)[0] * math.inf, *real(*given)[1:]))
+    elif where == "validation":
+        monkeypatch.setattr(learn, "_validate", lambda *_: math.nan)
+    else:
+        monkeypatch.setattr(
+            learn._Network, "weights", lambda *_: {"head_bias": torch.tensor([0.0, math.nan])}, raising=True
+        )
+    with pytest.raises(ValueError, match=r"training diverged at step \d+ of 50.*train again"):
+        learned([series(fleets.healthy(300))])
+
+
+def test_the_optimiser_is_adam_with_decoupled_decay() -> None:
+    ours, theirs = (torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0])) for _ in range(2))
+    mine, torchs = learn._AdamW([ours]), torch.optim.AdamW([theirs], lr=learn.RATE, weight_decay=learn.DECAY)
+    for k in range(5):
+        for weight in (ours, theirs):
+            weight.grad = torch.tensor([0.1, -1.0, 10.0]) * (k - 2)
+        mine.step(learn.RATE)
+        torchs.step()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(ours, theirs)
+
+
+class TestCounters:
+    growing = np.arange(200.0)[:, None]
+
+    def test_one_odd_series_does_not_decide_for_the_others(self) -> None:
+        odd = np.sin(self.growing)
+        assert counters([self.growing] * 9 + [odd]).tolist() == [True]
+        assert counters([self.growing] * 8 + [odd] * 2).tolist() == [False]
+
+    def test_series_with_few_values_have_no_say(self) -> None:
+        few = np.tile([[3.0], [1.0]], (100, 1))
+        assert counters([self.growing, few, few[:10], np.full((50, 1), np.nan)]).tolist() == [True]
+        assert counters([few]).tolist() == [False]
+
+    def test_rare_restarts_are_tolerated_and_drops_are_not(self) -> None:
+        restarted = np.concatenate([self.growing, self.growing[:100]])
+        assert counters([restarted]).tolist() == [True]
+        assert counters([np.concatenate([restarted, restarted])]).tolist() == [False]
+        assert counters([np.concatenate([self.growing, self.growing + 150])]).tolist() == [False]
+        assert counters([np.concatenate([self.growing - 100, self.growing - 100])]).tolist() == [False]
+
+    def test_a_tick_without_a_value_is_bridged_as_it_is_live(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(learn, "STEPS", 0)
+        rng = np.random.default_rng(0)
+        values = np.cumsum(rng.integers(1, 9, (300, 2)).astype(np.float64), axis=0)
+        values[rng.random((300, 2)) < 0.3] = np.nan
+        given = series(values)
+        given.time[150:] += 1e6  # a new state: the last value stays known
+        stack = learn._Stack.of([given], declared=False)
+        last = np.full((1, 2), np.nan)
+        for t, row in enumerate(values):
+            live = stack.scale.scaled(row[None], last)
+            np.testing.assert_allclose(stack.x[t, :1], live)
+            last = np.where(np.isnan(row), last, row)
+
+
+def test_the_longest_run_is_known_unless_most_long_series_say_nothing() -> None:
+    rng = np.random.default_rng(0)
+    moving = rng.normal(size=(200, 1))
+    moving[50:57] = 1.0
+    resting, short = np.zeros((200, 1)), np.zeros((20, 1))
+    assert longest_runs([moving, resting, short, short]).tolist() == [7.0]
+    assert longest_runs([moving, resting, resting]).tolist() == [math.inf]
+    assert longest_runs([rng.normal(size=(20, 1))]).tolist() == [1.0]
+
+
+def test_a_slow_device_of_a_fast_fleet_keeps_its_state() -> None:
+    fast = [series(fleets.healthy(300, i), f"d{i}") for i in range(3)]
+    slow = Series("slow", fleets.START + 3600.0 * np.arange(30), fleets.healthy(30))
+    stack = learn._Stack.of([*fast, slow], declared=False)
+    assert stack.interval == 1.0
+    assert stack.fresh.sum(0).tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("calendar", [False, True])
+def test_training_sees_what_the_live_network_sees(calendar: bool) -> None:
+    values = np.where(np.random.default_rng(0).random((50, 3)) < 0.2, np.nan, fleets.healthy(50))
+    stack = learn._Stack.of([series(values)], declared=False)
+    ticks = learn._Ticks.of(stack, np.array([0]), calendar)
+    last = mean = torch.zeros(1, 3)
+    for t in range(50):
+        fresh = torch.from_numpy(stack.fresh[t])
+        usual = features.relative_interval(torch.from_numpy(stack.dt[t].astype(np.float32)), 1.0) * (~fresh)
+        clock = features.calendar(stack.time[t]) if calendar else None
+        inputs, last, mean = features.step(ticks.y[t], ticks.seen[t], usual, clock, last, mean, fresh)
+        torch.testing.assert_close(ticks.inputs[t], inputs)
 
 
 def test_a_saved_detector_is_the_same_when_loaded_and_its_hash_is_its_version(tmp_path: Path) -> None:

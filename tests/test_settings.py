@@ -403,6 +403,10 @@ REFUSED_KEYS = {
     TOPIC + 'learn = "yes"': 's.toml:3: profiles.pump.learn = "yes": must be "online", "once" or "never"',
     TOPIC + "model = { horizons = [4, 1] }": "s.toml:3: profiles.pump.model.horizons = [4, 1]: "
     "must be a list of ticks from 1 to 1024, ascending, such as [1, 64]",
+    TOPIC + "model = { horizons = [1, 61, 1021] }": "s.toml:3: profiles.pump.model.horizons = [1, 61, 1021]: "
+    "must be ticks whose least common multiple is small: powers of 2 such as [1, 16, 64]",
+    TOPIC + "model = { horizons = [61, 127, 1021] }": "s.toml:3: profiles.pump.model.horizons = [61, 127, 1021]: "
+    "must be ticks whose least common multiple is small: powers of 2 such as [1, 16, 64]",
     TOPIC + "model = { dropout = 1 }": "s.toml:3: profiles.pump.model.dropout = 1: "
     "must be a number of at least 0 and less than 1",
     # topics

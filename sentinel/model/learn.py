@@ -404,7 +404,7 @@ def _descend(
         skip = skip | (at + span >= ticks.fit[who])
         loss, auxiliary, after = _loss(network, ticks, index, who, ticks.fit[who], inputs, state, skip)
         loss = loss + 0.1 * auxiliary
-        _finite(float(loss), step)
+        _finite(loss.item(), step)
         network.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
