@@ -355,7 +355,7 @@ REFUSED_KEYS = {
     # top level and other tables
     'device = "gpu"': 's.toml:1: device = "gpu": must be "auto", "cpu" or "cuda"',
     "mqtt = 5": "s.toml:1: mqtt = 5: must be a table with the keys host, port, version, client_id, username, "
-    "password_file, tls, qos, keepalive, prefix, session_expiry",
+    "password_file, tls, qos, keepalive, prefix, commands, session_expiry",
     "[http]\nport = 70000": "s.toml:2: http.port = 70000: must be a whole number from 0 to 65535",
     "[http]\nmax_device_series = -1": "s.toml:2: http.max_device_series = -1: must be a whole number of at least 0",
     '[store]\ndurability = "all"': 's.toml:2: store.durability = "all": must be "journal" or "none"',
@@ -403,8 +403,6 @@ REFUSED_KEYS = {
     TOPIC + 'learn = "yes"': 's.toml:3: profiles.pump.learn = "yes": must be "online", "once" or "never"',
     TOPIC + "model = { horizons = [4, 1] }": "s.toml:3: profiles.pump.model.horizons = [4, 1]: "
     "must be a list of ticks from 1 to 1024, ascending, such as [1, 64]",
-    TOPIC + "model = { horizons = [1, 61, 1021] }": "s.toml:3: profiles.pump.model.horizons = [1, 61, 1021]: "
-    "must be ticks whose least common multiple is small: powers of 2 such as [1, 16, 64]",
     TOPIC + "model = { horizons = [61, 127, 1021] }": "s.toml:3: profiles.pump.model.horizons = [61, 127, 1021]: "
     "must be ticks whose least common multiple is small: powers of 2 such as [1, 16, 64]",
     TOPIC + "model = { dropout = 1 }": "s.toml:3: profiles.pump.model.dropout = 1: "

@@ -114,8 +114,12 @@ def learn(
     return Learned(detector, tuple(s.device for s in series), slabs.take(rows), losses)
 
 
-def anew(dt: Floats, interval: float, max_gap: float | None = None) -> Bools:
-    """Which ticks begin a new state: those after a gap longer than `max_gap`, or 64 usual intervals, in seconds."""
+def anew(dt: Floats, interval: float | Floats, max_gap: float | None = None) -> Bools:
+    """Which ticks begin a new state: those after a gap longer than `max_gap`, or 64 usual intervals, in seconds.
+
+    Args:
+        interval: the usual one of all, or of each tick's device, (B,).
+    """
     out: Bools = dt > (max_gap or ANEW_AFTER * interval)
     return out
 
@@ -286,12 +290,12 @@ _State = tuple[Tensor, Tensor] | Tensor
 
 @dataclass(frozen=True, slots=True)
 class _Ticks:
-    """Network inputs (T, S, I), scaled values y (T, S, F), seen (T, S, F), segment number (T, S)."""
+    """Network inputs (T, S, I), scaled values y (T, S, F), seen (T, S, F), and where each tick's state ends (T, S)."""
 
     inputs: Tensor
     y: Tensor
     seen: Tensor
-    segment: Tensor
+    until: Tensor
     fit: Tensor
     length: Tensor
 
@@ -314,10 +318,27 @@ class _Ticks:
             inputs,
             y,
             seen,
-            fresh.cumsum(0),
+            _until(fresh),
             torch.from_numpy(stack.fit[chosen]),
             torch.from_numpy(stack.length[chosen]),
         )
+
+    def rows(self, at: Tensor, who: Tensor) -> Tensor:
+        """Numbers of ticks (W, B) of series (B,) for `_pick`; those behind the end are the last."""
+        return at.clamp(max=len(self.y) - 1) * self.y.shape[1] + who
+
+
+def _until(fresh: Tensor) -> Tensor:
+    """For each tick the next that begins a new state, or the number of ticks, (T, S)."""
+    ticks = len(fresh)
+    begins = torch.where(fresh, torch.arange(ticks).unsqueeze(1), ticks)
+    after = torch.cat([begins[1:], torch.full_like(begins[:1], ticks)])
+    return after.flip(0).cummin(0).values.flip(0)
+
+
+def _pick(values: Tensor, rows: Tensor) -> Tensor:
+    """Of values (T, S, …) those of `_Ticks.rows`, (*rows, …)."""
+    return values.flatten(0, 1).index_select(0, rows.flatten()).view(*rows.shape, *values.shape[2:])
 
 
 def _loss(
@@ -337,21 +358,22 @@ def _loss(
         at: tick numbers, (W, B).   who: series, (B,).   end: targets lie before this tick, (B,).
         skip: ticks that give no loss, (W, B).
     """
-    y = ticks.y[at, who]
+    ahead = torch.tensor([*network.spec.horizons, 0])
+    to = at.unsqueeze(2) + ahead
+    rows = ticks.rows(to, who.unsqueeze(1))
+    target, seen = _pick(ticks.y, rows), _pick(ticks.seen, rows)  # (W, B, P + 1, F)
+    until = torch.minimum(_pick(ticks.until, rows[:, :, -1]), end)
+    counts = (to < until.unsqueeze(2)) & ~skip.unsqueeze(2)
+    mask = (seen & counts.unsqueeze(3)).to(target.dtype)
     # The cross head reads the same noisy values as the recurrence: the noise is its ridge.
-    location, read_back, after = network(inputs, inputs[:, :, : network.channels], state)  # (W, B, K, F)
-    horizons = torch.tensor([*network.spec.horizons, 0][: location.shape[2]])
-    to = at.unsqueeze(2) + horizons  # (W, B, K)
-    target, lane = to.clamp(max=len(ticks.y) - 1), who.view(1, -1, 1)
-    counts = (to < end.unsqueeze(1)) & ~skip.unsqueeze(2)
-    counts &= ticks.segment[target, lane] == ticks.segment[at, who].unsqueeze(2)
-    mask = (ticks.seen[target, lane] & counts.unsqueeze(3)).to(y.dtype)
+    location, read_back, after = network(inputs, inputs[:, :, : network.channels], state)
+    heads = location.shape[2]
     log_sigma = network.log_sigma.clamp(-6.0, 4.0)
-    error = (ticks.y[target, lane] - location) / log_sigma.exp()
+    error = (target[:, :, :heads] - location) / log_sigma.exp()
     loss = log_sigma + 2.5 * torch.log1p(error * error / 4.0)
-    by_head = (loss * mask).sum((0, 1, 3)) / mask.sum((0, 1, 3)).clamp(min=1.0)
-    mask = (ticks.seen[at, who] & ~skip.unsqueeze(2)).to(y.dtype)
-    auxiliary = ((y - read_back).abs() * mask).sum() / mask.sum().clamp(min=1.0)
+    by_head = (loss * mask[:, :, :heads]).sum((0, 1, 3)) / mask[:, :, :heads].sum((0, 1, 3)).clamp(min=1.0)
+    wrong = (target[:, :, -1] - read_back).abs() * mask[:, :, -1]
+    auxiliary = wrong.sum() / mask[:, :, -1].sum().clamp(min=1.0)
     return by_head.mean(), auxiliary, after
 
 
@@ -393,15 +415,15 @@ def _descend(
         at = torch.where(jump, (random * (room[who] + 1)).long(), at)
         left = torch.where(jump, torch.full_like(left, CARRIED), left)
         state = _forget(state, jump)
-        index = (at + span).clamp(max=len(ticks.y) - 1)
-        inputs = ticks.inputs[index, who]
+        index = at + span
+        inputs = _pick(ticks.inputs, ticks.rows(index, who))
         noise = torch.randn(window, lanes, 3 * f, generator=generator) * NOISE
         hidden = torch.rand(window, lanes, f, generator=generator) < MISSING
-        inputs = torch.cat([inputs[..., : 3 * f] + noise, inputs[..., 3 * f :]], 2)
-        inputs[..., :f] = torch.where(hidden, 0.0, inputs[..., :f])
-        inputs[..., 3 * f : 4 * f] = torch.where(hidden, 0.0, inputs[..., 3 * f : 4 * f])
+        inputs[..., : 3 * f] += noise
+        inputs[..., :f].masked_fill_(hidden, 0.0)
+        inputs[..., 3 * f : 4 * f].masked_fill_(hidden, 0.0)
         skip = (jump & (window > 2 * SETTLE)).unsqueeze(0) & (span < SETTLE)
-        skip = skip | (at + span >= ticks.fit[who])
+        skip = skip | (index >= ticks.fit[who])
         loss, auxiliary, after = _loss(network, ticks, index, who, ticks.fit[who], inputs, state, skip)
         loss = loss + 0.1 * auxiliary
         _finite(loss.item(), step)
@@ -476,10 +498,12 @@ def _validate(network: _Network, ticks: _Ticks, who: Tensor) -> float:
     network.eval()
     begin = (ticks.fit[who] - WINDOW).clamp(min=0)
     span = torch.arange(min(int((ticks.length[who] - begin).max()), MOST_VALIDATED[1])).unsqueeze(1)
-    at = (begin + span).clamp(max=len(ticks.y) - 1)
-    skip = (at < ticks.fit[who]) | (begin + span >= ticks.length[who])
+    at = begin + span
+    skip = (at < ticks.fit[who]) | (at >= ticks.length[who])
     with torch.no_grad():
-        loss, _, _ = _loss(network, ticks, at, who, ticks.length[who], ticks.inputs[at, who], None, skip)
+        loss, _, _ = _loss(
+            network, ticks, at, who, ticks.length[who], _pick(ticks.inputs, ticks.rows(at, who)), None, skip
+        )
     network.train()
     return float(loss)
 

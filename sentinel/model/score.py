@@ -27,8 +27,9 @@ WINDOWS = ((10, True), (30, True), (5, False), (20, False))  # mean |e| and |mea
 RANGE_WEIGHT, RANGE_AFTER = 6.0, 300.0
 EARLIEST_SHIFT = 80  # ticks before the slow means are believed
 BAND = 3.0  # sigmas
-UNSURE = 100.0  # ticks of live calibration at which the threshold is twice its level; with 0, 24 alerts, with 50, 8, with
-# 100, 3 on 100 healthy simulated devices in their first 560 ticks
+# Ticks of live calibration at which the threshold is twice its level. On 100 healthy simulated devices, in the 560 ticks
+# after learning: 24 alerts with 0, 8 with 50, 3 with 100.
+UNSURE = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,14 +256,15 @@ class Scorer:
         raised = get("raised")
         raised.copy_(calibrate.decay(raised, dt.clamp(max=64 * self.detector.interval), self.budget))
         breadth = channels**0.75
+        # Statistics of few ticks are uncertain: the threshold comes down to its level as they grow.
+        unsure = torch.where(frozen, 0.0, UNSURE / n.amax(1).clamp(min=1.0))
         if self.threshold is not None:
             base = torch.full_like(surprise, self.threshold)
         else:
-            # Statistics of few ticks are uncertain: the threshold comes down to its level as they grow.
-            unsure = torch.where(frozen, 0.0, UNSURE / n.amax(1).clamp(min=1.0))
-            base = torch.maximum(get("floor"), self.level / breadth * (1.0 + unsure))
+            base = torch.maximum(get("floor"), self.level / breadth)
+        # Never so high that a channel at its ceiling could not be told.
         limit = torch.maximum(calibrate.CEILING / breadth, base)
-        score = surprise / torch.minimum(base * (1 + raised), limit)
+        score = surprise / torch.minimum(base * (1 + unsure) * (1 + raised), limit)
 
         # Shift B: slow means against their clean covariance.
         shift = torch.stack([get("shift_y"), get("shift_e")], 1) * alive

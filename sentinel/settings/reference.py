@@ -81,7 +81,13 @@ def allowed(field: FieldInfo) -> str:
     if get_origin(kind) is Literal:
         choices = [f'"{choice}"' if isinstance(choice, str) else str(choice) for choice in get_args(kind)]
         return " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
-    names: dict[object, str] = {int: "a whole number", float: "a number", str: "text", Path: "a path"}
+    names: dict[object, str] = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        Path: "a path",
+        bool: "true or false",
+    }
     if kind in names:
         return names[kind] + _bounds(field)
     table, stars = _table(field.annotation)
@@ -96,7 +102,7 @@ def _type(field: FieldInfo) -> str:
         return " or ".join((text.kind, *(f'"{word}"' for word, _ in text.words)))
     if get_origin(kind) is Literal:
         return allowed(field)
-    names: dict[object, str] = {int: "whole number", float: "number", str: "text", Path: "path"}
+    names: dict[object, str] = {int: "whole number", float: "number", str: "text", Path: "path", bool: "boolean"}
     return names.get(kind, "table") + _bounds(field)
 
 
@@ -107,6 +113,8 @@ def _default(field: FieldInfo) -> str:
     value = text.write(field.default) if text else field.default
     if isinstance(value, BaseModel | dict):
         return ""
+    if isinstance(value, bool):
+        return str(value).lower()
     return "" if value is None else f'"{value}"' if isinstance(value, str | Path) else str(value)
 
 
