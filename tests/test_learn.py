@@ -167,17 +167,6 @@ def test_a_training_that_diverges_is_refused(monkeypatch: pytest.MonkeyPatch, wh
         learned([series(fleets.healthy(300))])
 
 
-def test_the_optimiser_is_adam_with_decoupled_decay() -> None:
-    ours, theirs = (torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0])) for _ in range(2))
-    mine, torchs = learn._AdamW([ours]), torch.optim.AdamW([theirs], lr=learn.RATE, weight_decay=learn.DECAY)
-    for k in range(5):
-        for weight in (ours, theirs):
-            weight.grad = torch.tensor([0.1, -1.0, 10.0]) * (k - 2)
-        mine.step(learn.RATE)
-        torchs.step()
-    torch.testing.assert_close(ours, theirs)
-
-
 class TestCounters:
     growing = np.arange(200.0)[:, None]
 

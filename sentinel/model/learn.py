@@ -397,7 +397,8 @@ def _descend(
     room = (ticks.fit - window).clamp(min=0)
     usable = torch.where(ticks.fit >= 2, ticks.fit, 0).double()
     lanes = min(48, 6 * len(ticks.fit))
-    optimiser = _AdamW(list(network.parameters()))
+    optimiser = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
     held_out = _held_out(ticks)
     first = best = _finite(_validate(network, ticks, held_out), 0) if len(held_out) else math.nan
     kept, since_best = network.weights(calendar), 0
@@ -427,10 +428,11 @@ def _descend(
         loss, auxiliary, after = _loss(network, ticks, index, who, ticks.fit[who], inputs, state, skip)
         loss = loss + 0.1 * auxiliary
         _finite(loss.item(), step)
-        network.zero_grad()
+        optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step(RATE * (1 + math.cos(math.pi * step / STEPS)) / 2)
+        optimiser.step()
+        schedule.step()
         state = (after[0].detach(), after[1].detach()) if isinstance(after, tuple) else after.detach()
         at, left = at + window, left - 1
         progress("fitting", (step + 1) / STEPS)
@@ -452,28 +454,6 @@ def _finite(value: float, step: int) -> float:
         msg = f"training diverged at step {step} of {STEPS} ({value}): train again, or with fewer units in model.hidden"
         raise ValueError(msg)
     return value
-
-
-class _AdamW:
-    """Adam with decoupled weight decay: Loshchilov and Hutter 2019.
-
-    The same as torch's own, whose first use imports a compiler: 2 s and 100 MB a training.
-    """
-
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self.steps = 0
-        self.moments = [(p, torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
-
-    @torch.no_grad()
-    def step(self, rate: float) -> None:
-        self.steps += 1
-        unbias1, unbias2 = 1 - 0.9**self.steps, 1 - 0.999**self.steps
-        for p, mean, square in self.moments:
-            if p.grad is None:
-                continue
-            mean.lerp_(p.grad, 0.1)
-            square.lerp_(p.grad.square(), 0.001)
-            p.mul_(1 - rate * DECAY).addcdiv_(mean, (square / unbias2).sqrt_().add_(1e-8), value=-rate / unbias1)
 
 
 def _forget(state: _State | None, rows: Tensor) -> _State | None:

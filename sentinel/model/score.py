@@ -28,8 +28,8 @@ RANGE_WEIGHT, RANGE_AFTER = 6.0, 300.0
 EARLIEST_SHIFT = 80  # ticks before the slow means are believed
 BAND = 3.0  # sigmas
 # Ticks of live calibration at which the threshold is twice its level. On 100 healthy simulated devices, in the 560 ticks
-# after learning: 24 alerts with 0, 8 with 50, 3 with 100.
-UNSURE = 100.0
+# after learning: 24 alerts with 0, 8 with 50, 3 with 100; but the higher, the longer one channel of several is not told.
+UNSURE = 50.0
 
 
 @dataclass(frozen=True, slots=True)
