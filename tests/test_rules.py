@@ -140,3 +140,83 @@ class TestAlignment:
         slots = np.array(list(to.table))
         other.restore(to.export(), None, list(zip(["d"], to.rows(slots), strict=True)))
         np.testing.assert_array_equal(self.due(other, 5.0), [[1, NAN, NAN]])
+
+
+class TestClocks:
+    def test_one_time_far_ahead_does_not_deafen_a_device_for_good(self) -> None:
+        to = stream()
+        feed(to, [*((float(t), 1, 1, t) for t in range(10)), (1e9, 1, 1, 2)])
+        fates: list[Fate] = []
+        for t in range(20):
+            outcome, _ = to.absorb(fleets.readings(["d"], np.array([20.0 + t]), np.array([[1.0, 2.0, t]])), 0.0)
+            fates += list(outcome.fates)
+        assert fates[:15] == [Fate.LATE] * 15
+        assert fates[15:] == [Fate.ACCEPTED] * 5
+
+    def test_readings_that_are_a_little_late_never_begin_a_new_timeline(self) -> None:
+        to = stream()
+        feed(to, [(1000.0, 1, 1, 1)])
+        for t in range(40):
+            outcome, _ = to.absorb(fleets.readings(["d"], np.array([900.0 + t]), np.array([[1.0, 2.0, t]])), 0.0)
+            assert outcome.fates == {Fate.LATE: 1}
+
+    def test_without_event_times_what_comes_at_once_is_taken_in_order_of_arrival(self) -> None:
+        to = stream(time=None)
+        values = np.ones((5, 3))
+        outcome, _ = to.absorb(fleets.readings(["d"] * 5, np.full(5, 100.0), values), 100.0)
+        assert outcome.fates == {Fate.ACCEPTED: 5}
+        outcome, _ = to.absorb(fleets.readings(["d"], np.array([90.0]), values[:1]), 90.0)
+        assert outcome.fates == {Fate.ACCEPTED: 1}, "our clock stepped back"
+
+
+def test_a_channel_that_falls_out_does_not_resolve_its_alert() -> None:
+    channels = (Channel("pressure", max=16), Channel("flow"), Channel("heat"))
+    to = stream(channels=channels, quiet_ticks=2)
+    feed(to, [(1, 17, 1, 1)])
+    assert feed(to, [(float(t), NAN, 1, 1) for t in range(2, 12)]) == []
+    assert feed(to, [(12, 5, 1, 1), (13, 5, 1, 1)]) == [("range", "resolved", 13)]
+
+
+def test_a_fleet_is_not_silent_while_nobody_listens() -> None:
+    to = stream(silence_after=60.0)
+    feed(to, [(0, 1, 1, 1)], now=1000.0)
+    to.listening_since = math.inf
+    assert not to.timer_due(5000.0)
+    to.listening_since = 5000.0
+    assert not to.timer_due(5050.0)
+    assert to.timer_due(5061.0)
+
+
+def test_a_storm_ends_when_the_devices_are_well_again() -> None:
+    channels = (Channel("pressure", max=16), Channel("flow"), Channel("heat"))
+    to = stream(channels=channels, quiet_ticks=2)
+    for i in range(12):
+        feed(to, [(1, 17, 1, 1)], device=f"d{i}", now=1000.0)
+    assert [t.alert.kind for t in to.timer(1001.0).transitions] == ["storm"]
+    for i in range(12):
+        feed(to, [(2, 5, 1, 1), (3, 5, 1, 1)], device=f"d{i}", now=1002.0)
+    assert to.timer_due(1100.0)
+    assert [(t.alert.kind, t.alert.state) for t in to.timer(1100.0).transitions] == [("storm", "resolved")]
+    assert not to.timer_due(1101.0)
+
+
+def test_columns_are_matched_by_name_whatever_their_order() -> None:
+    to = stream()
+    swapped = Readings(
+        "pump", ("heat", "pressure"), ["d"], np.array([1.0]), np.array([[60.0, 5.0]]), np.zeros(1, dtype=np.int64)
+    )
+    to.absorb(swapped, 0.0)
+    np.testing.assert_array_equal(to.table.last[to.table.slot_of["d"]], [5.0, NAN, 60.0])
+
+
+def test_a_snapshot_survives_channels_that_are_learned_and_reordered() -> None:
+    first = stream(channels=None)
+    for names, device in ((("a",), "x"), (("a", "b"), "y")):
+        row = np.arange(1.0, len(names) + 1)[None]
+        first.absorb(Readings("pump", names, [device], np.array([1.0]), row, np.zeros(1, dtype=np.int64)), 0.0)
+    assert first.table.dirty[first.table.slot_of["x"]], "its row is wider now"
+    slots = np.array(list(first.table))
+    rows = list(zip([first.table.ids[s] for s in slots], first.rows(slots), strict=True))
+    other = stream(channels=(Channel("b"), Channel("a")))
+    other.restore(first.export(), None, rows)
+    np.testing.assert_array_equal(other.table.last[other.table.slot_of["y"]], [2.0, 1.0])

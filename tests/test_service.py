@@ -14,6 +14,7 @@ from sentinel.adapters.mqtt.memory import MemoryBroker
 from sentinel.adapters.sinks import load_schema
 from sentinel.adapters.store import MemoryStore
 from sentinel.adapters.store.memory import MemoryDisk
+from sentinel.errors import StoreError
 from sentinel.service import Service
 from sentinel.settings import Settings, load_settings
 from sentinel.stream.pipeline import ProfileStream
@@ -80,11 +81,11 @@ class Bench:
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
     (tmp_path / "sentinel.toml").write_text(CONFIG)
-    settings = load_settings(tmp_path / "sentinel.toml")
+    usual = load_settings(tmp_path / "sentinel.toml")
     made: list[Bench] = []
     disk, broker, clock = MemoryDisk(), MemoryBroker(), Clock()
 
-    def make(*, model: bool = True) -> Bench:
+    def make(*, model: bool = True, settings: Settings = usual) -> Bench:
         if made:
             made[-1].store.close()
         elif model:
@@ -243,3 +244,69 @@ def test_stale_retained_alerts_of_an_earlier_run_are_cleared(start: Callable[...
     bench.turn(3.0)
     bench.turn(3.0)
     assert [d.payload for d in bench.broker.published if d.topic == "sentinel/alerts/pump/gone"][-1] == b""
+
+
+def test_a_new_connection_is_told_the_status_and_every_open_alert_again(start: Callable[..., Bench]) -> None:
+    bench = start()
+    bench.tick("d0", 0, np.array([99.0, 20.0, 60.0]))
+    bench.turn(1.0)
+    topic = "sentinel/alerts/pump/d0"
+    assert topic in bench.broker.retained
+    bench.broker.retained.pop(topic)
+    bench.broker.retained.pop("sentinel/status")
+    bench.broker.disconnect()
+    bench.turn(2.0)
+    bench.turn(2.0)
+    assert json.loads(bench.broker.retained[topic].payload)["kind"] == "range"
+    assert json.loads(bench.broker.retained["sentinel/status"].payload)["state"] == "online"
+
+
+def test_commands_are_refused_unless_they_are_configured(start: Callable[..., Bench], tmp_path: Path) -> None:
+    bench = start()
+    bench.tick("d0", 0, np.array([99.0, 20.0, 60.0]))
+    bench.turn(1.0)
+    bench.broker.publish_from_outside("sentinel/command/acknowledge/pump/d0", b"")
+    bench.turn(1.0)
+    assert [a["state"] for a in bench.alerts()] == ["firing"]
+    (tmp_path / "sentinel.toml").write_text("[mqtt]\ncommands = true\n" + CONFIG)
+    again = start(settings=load_settings(tmp_path / "sentinel.toml"))
+    for topic, payload in (
+        ("acknowledge/pump/d0", b""),
+        ("shelve/pump/d0", b'{"seconds": 60}'),
+        ("shelve/pump/d0", b'{"seconds": "x"}'),
+        ("nonsense/pump/d0", b""),
+        ("acknowledge/nobody/d0", b""),
+        ("forget/pump/d0", b""),
+    ):
+        again.broker.publish_from_outside(f"sentinel/command/{topic}", payload)
+        again.turn(1.0)
+    assert [a["state"] for a in again.alerts()] == ["acknowledged", "shelved", "resolved"]
+    assert "d0" not in again.service.pipeline.profiles["pump"].table.slot_of
+
+
+def test_more_devices_than_allowed_are_one_system_alert(start: Callable[..., Bench], tmp_path: Path) -> None:
+    (tmp_path / "few.toml").write_text(CONFIG + "max_devices = 2\n")
+    bench = start(settings=load_settings(tmp_path / "few.toml"))
+    system = bench.broker.subscribe_from_outside("sentinel/alerts/_system")
+    for i in range(5):
+        bench.tick(f"x{i}", 0, fleets.healthy(1)[0])
+    bench.turn(1.0)
+    bench.turn(2.0)
+    assert json.loads(system.got[-1].payload)["state"] == "firing"
+    assert bench.metric("sentinel_messages_total", outcome="overfull") == 3
+    bench.turn(120.0)
+    assert system.got[-1].payload == b""
+
+
+def test_a_store_that_cannot_be_restored_is_left_as_it_is(start: Callable[..., Bench]) -> None:
+    bench = start()
+    bench.tick("d0", 0, fleets.healthy(1)[0])
+    bench.turn(1.0)
+    bench.service.shutdown()
+    disk = bench.store.disk
+    rows = dict(disk.rows)
+    disk.image = (disk.image[0], disk.image[1], b'{"profiles": {"pump": {"model": null}}}') if disk.image else None
+    bench.broker.resume()
+    with pytest.raises(StoreError, match="does not fit"):
+        start()
+    assert disk.rows == rows
