@@ -1,0 +1,156 @@
+"""Starts the learning process of a profile when there is enough to learn from, and hears what it says."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import orjson
+import structlog
+
+from sentinel import trainer
+from sentinel.stream.pipeline import ProfileStream
+
+FLEET_ENOUGH, FLEET_LEAST = 50, 4  # so many times `learn_after` in all are enough with a quarter of it a device
+RETRY_LEARNING = 60.0  # seconds after a failure
+
+log = structlog.get_logger("sentinel.learner")
+
+
+class Learner:
+    """Trains one profile in a process of its own, when there is enough to learn from."""
+
+    def __init__(self, stream: ProfileStream, store: Path, seed: int) -> None:
+        self.stream = stream
+        self.progress = 0.0
+        self.stage = "collecting"
+        self.failure = ""
+        self._store = store
+        self._seed = seed
+        self._process: subprocess.Popen[bytes] | None = None
+        self._next_at = 0.0  # ticks at which to learn next
+        self._retry_at = 0.0
+        self._rest = b""
+        self._said: dict[str, Any] = {}
+        self._errors: IO[bytes] | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self._process is not None
+
+    def scored_before(self, ticks: int) -> None:
+        """A model was found that had learned from so many ticks."""
+        self._next_at = 2.0 * max(ticks, 1)
+
+    def consider(self, now: float) -> None:
+        """Start learning if it is time."""
+        spec, table = self.stream.spec, self.stream.table
+        if spec.learn == "never" or self.busy or self._retry_at - RETRY_LEARNING <= now < self._retry_at:
+            return
+        ticks = table.ticks[table.used]
+        total = int(ticks.sum())
+        if self.stream.detector is None:
+            median = float(np.median(ticks)) if len(ticks) else 0.0
+            fleet = min(total / (FLEET_ENOUGH * spec.learn_after), FLEET_LEAST * median / spec.learn_after)
+            self.progress = min(max(median / spec.learn_after, fleet), 1.0)
+            if self.progress < 1.0:
+                return
+        elif spec.learn == "once" or self.stream.detector.declared or total < self._next_at:
+            return  # what the user's recording says is normal stays so
+        self._start(total)
+
+    def _start(self, total: int) -> None:
+        detector = self.stream.detector
+        champion = detector.version if detector is not None else None
+        job = trainer.Job(str(self._store), self.stream.spec, self._seed, champion)
+        self._next_at = 2.0 * total
+        self.stage, self._rest, self._said = "fitting", b"", {}
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `_end`
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", trainer.ENTRY, str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+            )
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            os.set_blocking(self._process.stdout.fileno(), False)
+            self._process.stdin.write(job.dump().encode())
+            self._process.stdin.close()
+        except OSError as error:
+            self.stop()
+            self._failed(f"the learning process cannot start: {error}", time.time())
+            return
+        log.info("learning", profile=self.stream.spec.name, ticks=total, devices=len(self.stream.table))
+
+    def poll(self, now: float) -> str | None:
+        """A version to promote, once there is one; None: not yet, or the champion stays."""
+        process = self._process
+        if process is None or process.stdout is None:
+            return None
+        code = process.poll()  # first: what it said before it ended is then all there
+        *lines, self._rest = (self._rest + _read_now(process.stdout.fileno())).split(b"\n")
+        for line in lines:
+            try:
+                self._said = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                continue
+            self.stage = self._said.get("stage", self.stage)
+        if code is None:
+            return None
+        last_words = self._end()
+        said = self._said
+        if "version" in said:
+            self.failure = ""
+            log.info("learned", profile=self.stream.spec.name, **said)
+            return str(said["version"])
+        if "kept" in said:
+            log.info("champion stays", profile=self.stream.spec.name, reason=said["reason"])
+            return None
+        self._failed(said.get("failed") or last_words or f"exit status {code}", now)
+        return None
+
+    def refused(self, reason: str, now: float) -> None:
+        """What it learned cannot be used."""
+        self._failed(f"model refused: {reason}", now)
+
+    def _failed(self, reason: str, now: float) -> None:
+        self.failure = reason
+        self._retry_at, self._next_at = now + RETRY_LEARNING, 0.0
+        log.error("learning failed", profile=self.stream.spec.name, reason=reason)
+
+    def _end(self) -> str:
+        """Let go of the process; returns the last line that it wrote to standard error."""
+        lines: list[str] = []
+        if self._process is not None and self._process.stdout is not None:
+            self._process.stdout.close()
+        if self._errors is not None:
+            self._errors.seek(0)
+            lines = self._errors.read().decode(errors="replace").strip().splitlines()
+            self._errors.close()
+        self._process = self._errors = None
+        self.stage = "trained"
+        return lines[-1] if lines else ""
+
+    def stop(self) -> None:
+        """End the process, whatever it does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._end()
+
+
+def _read_now(descriptor: int) -> bytes:
+    """What a descriptor that does not block holds."""
+    parts = []
+    try:
+        while part := os.read(descriptor, 1 << 16):
+            parts.append(part)
+    except BlockingIOError:
+        pass
+    return b"".join(parts)
