@@ -37,7 +37,7 @@ def play(made: Scorer, slabs: Slabs, values: Floats, start: int = 0) -> list[flo
 
 
 def test_the_surprise_equals_a_plain_reading_of_the_formula() -> None:
-    """UNIFIED.md §2 A, written out for one device, with the statistics of before the tick."""
+    """The surprise, written out for one device, with the statistics of before the tick."""
     made, slabs = scorer()
     layout, detector = made.layout, made.detector
     view = layout.view
@@ -151,7 +151,7 @@ def test_the_p_value_at_the_threshold_is_one_in_the_budgets_ticks(interval: floa
 
 @pytest.mark.parametrize("seed", range(5))
 def test_alerts_in_any_span_stay_within_the_budgets_bound_whatever_comes(seed: int) -> None:
-    """BUDGET.md §3: at most B W + b_max / g alerts in any span W, while b < b_max, stationary or not."""
+    """At most B W + b_max / g alerts in any span W, while b < b_max, stationary or not."""
     rng = np.random.default_rng(seed)
     budget, dt = 1 / 2000.0, 1.0
     b = torch.zeros(1)

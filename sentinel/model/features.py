@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sentinel.records import Floats
 
-EWMA_RATE = 0.02  # DETECTION.md §5
+EWMA_RATE = 0.02  # of the slow mean, a tick
 CALENDAR = 8
 DAY = 86400.0
 

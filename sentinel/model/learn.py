@@ -19,10 +19,10 @@ from sentinel.model.score import EARLIEST_SHIFT, SETTLE, WARM, Detector, Scored,
 from sentinel.model.slabs import Layout, Slabs
 from sentinel.records import Bools, Channel, Floats, Ints, ModelSpec
 
-STEPS = 600  # of AdamW; UNIFIED.md §2
+STEPS = 600  # of AdamW
 WINDOW = 64
 CARRIED = 4  # windows that a lane goes on with its state before it jumps
-NOISE = 0.3  # on inputs; UNIFIED.md §5
+NOISE = 0.3  # on inputs; 0 and 0.1 are clearly worse with a long recording, measured
 MISSING = 0.02  # values hidden while training, so that a missing channel is nothing new
 PATIENCE = 3  # validations without gain
 VALIDATE_EVERY = 50
@@ -581,7 +581,7 @@ def _shift(
 def _floors(detector: Detector, stack: _Stack, slabs: Slabs) -> None:
     """Least threshold of each device: mean + k sd of the surprise of ticks that were not fitted on.
 
-    k = 4 (1 + 200 / n); 14 where the recording was too short to hold any out (UNIFIED.md §3), and twice that where
+    k = 4 (1 + 200 / n); 14 where the recording was too short to hold any out and twice that where
     the shift statistic, which needs no network, is there to do the work: a network of 400 rows knows them by heart.
     """
     held_out = stack.fit < stack.length

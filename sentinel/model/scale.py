@@ -21,7 +21,7 @@ def location_and_spread(values: Floats) -> tuple[Floats, Floats]:
     """Robust location and spread of each column, both (F,), from (T, F) with NaN where missing.
 
     spread = max(IQR / 1.349, (P95 - P5) / 3.29, 0.1 sd); where that is 0, max(0.05 |median|, 1e-3).
-    A column without a value has location 0 and spread 1. Source: DETECTION.md §5.
+    A column without a value has location 0 and spread 1.
     """
     known = ~np.isnan(values)
     empty = ~known.any(axis=0)

