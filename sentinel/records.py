@@ -129,6 +129,7 @@ class ProfileSpec:
         device_ttl: receive-time seconds after which an unheard device is forgotten.
         min_ticks, quiet_ticks: an alert fires after / resolves after so many ticks.
         learn_after: ticks a device before the profile is trained.
+        device: where the model runs.
     """
 
     name: str
@@ -150,6 +151,7 @@ class ProfileSpec:
     learn: Literal["online", "once", "never"] = "online"
     learn_after: int = 600
     model: ModelSpec = field(default_factory=ModelSpec)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 @dataclass(frozen=True, slots=True)

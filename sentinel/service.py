@@ -87,12 +87,11 @@ class Service:
         self._status_topic = status_topic(self.prefix)
         self.broker = broker if broker is not None else self._make_broker()
         self.sink = AlertSink(self._publish_alert, self.prefix)
-        device = settings.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        elif device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(['device = "cuda": no CUDA device is there; use "auto" or "cpu"'])
-        self.pipeline = Pipeline(settings.specs(), self.prefix, device)
+        specs = settings.specs()
+        if not torch.cuda.is_available() and (asked := [s.name for s in specs if s.device == "cuda"]):
+            problem = 'model.device = "cuda": no CUDA device is there; use "auto" or "cpu"'
+            raise ConfigError([f"profiles.{name}.{problem}" for name in asked])
+        self.pipeline = Pipeline(specs, self.prefix)
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry, list(self.pipeline.profiles), settings.http.max_device_series, clock)
         self.http = HttpServer(settings.http.host, settings.http.port, self.registry, self.health, self.ready)

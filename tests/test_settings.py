@@ -124,7 +124,7 @@ class TestTheFile:
 
     def test_no_file_at_all_gives_the_defaults(self) -> None:
         settings = load_settings(None)
-        assert (settings.device, settings.mqtt.qos, settings.mqtt.version) == ("auto", 1, "3.1.1")
+        assert (settings.mqtt.keepalive, settings.mqtt.qos, settings.mqtt.version) == (60, 1, "3.1.1")
         assert (settings.mqtt.client_id, settings.mqtt.prefix, settings.http.port) == (None, "sentinel", 9108)
         assert (settings.store.durability, settings.store.max_bytes) == ("journal", 4 << 30)
         assert settings.store.path == Path("state").resolve()
@@ -246,10 +246,10 @@ class TestOverrides:
         monkeypatch.setenv("SENTINEL_PROFILES__PUMP__SILENCE_AFTER", "90")
         monkeypatch.setenv("SENTINEL_PROFILES__PUMP__STUCK_AFTER", "20")
         monkeypatch.setenv("SENTINEL_PROFILES__ROOM__CHANNELS", "auto")
-        monkeypatch.setenv("SENTINEL_DEVICE", "cpu")
+        monkeypatch.setenv("SENTINEL_PROFILES__PUMP__MODEL__DEVICE", "cpu")
         settings = load(tmp_path, WHOLE)
         pump, room = settings.specs()
-        assert (settings.mqtt.host, settings.mqtt.port, settings.device) == ("broker", 1883, "cpu")
+        assert (settings.mqtt.host, settings.mqtt.port, pump.device, room.device) == ("broker", 1883, "cpu", "auto")
         assert (pump.alert_budget, pump.silence_after, pump.stuck_after) == (2 / 86400, 90.0, 20)
         assert pump.channels == (Channel("a", ("a",)), Channel("b", ("b",), max=3.0))
         assert pump.time == EventTime(("when",), "s")
@@ -345,7 +345,7 @@ REFUSED_KEYS = {
     '[mqtt]\npassword = "hunter2"': "s.toml:2: mqtt.password: unknown key; did you mean mqtt.password_file?",
     "[mqqt]\nport = 1": "s.toml:1: mqqt: unknown key; did you mean mqtt?",
     "keepalive = 5": "s.toml:1: keepalive: unknown key; did you mean mqtt.keepalive?",
-    '_env_file = "x"': "s.toml:1: _env_file: unknown key; known here: device, mqtt, http, store, profiles",
+    '_env_file = "x"': "s.toml:1: _env_file: unknown key; known here: mqtt, http, store, profiles",
     "[http]\nzzz = 1": "s.toml:2: http.zzz: unknown key; known here: host, port, max_device_series",
     TOPIC + 'budget = "1/day"': "s.toml:3: profiles.pump.budget: unknown key; did you mean profiles.pump.alert_budget?",
     TOPIC + "[profiles.pump.model]\nhiden = 3": "s.toml:4: profiles.pump.model.hiden: unknown key; "
@@ -353,7 +353,9 @@ REFUSED_KEYS = {
     TOPIC + 'channels = [\n  "a",\n  { name = "b", mim = 2 },\n]': "s.toml:5: profiles.pump.channels[1].mim: "
     "unknown key; did you mean profiles.pump.channels[1].min?",
     # top level and other tables
-    'device = "gpu"': 's.toml:1: device = "gpu": must be "auto", "cpu" or "cuda"',
+    '[profiles.p]\ntopic = "p/{device}"\nmodel = { device = "gpu" }': (
+        's.toml:3: profiles.p.model.device = "gpu": must be "auto", "cpu" or "cuda"'
+    ),
     "mqtt = 5": "s.toml:1: mqtt = 5: must be a table with the keys host, port, version, client_id, username, "
     "password_file, tls, qos, keepalive, prefix, commands, session_expiry",
     "[http]\nport = 70000": "s.toml:2: http.port = 70000: must be a whole number from 0 to 65535",
@@ -472,7 +474,7 @@ class TestRefusals:
             ("SENTINEL_MQTT__HOTS", "did you mean SENTINEL_MQTT__HOST?"),
             ("SENTINEL_MQTT_HOST", "did you mean SENTINEL_MQTT__HOST?"),
             ("SENTINEL_PROFILES__PUMP__BUDGET", "did you mean SENTINEL_PROFILES__PUMP__ALERT_BUDGET?"),
-            ("SENTINEL_DEVICE__X", "did you mean SENTINEL_DEVICE?"),
+            ("SENTINEL_STORE__PATH__X", "did you mean SENTINEL_STORE__PATH?"),
             ("SENTINEL_MQTT__PASSWORD", "did you mean SENTINEL_MQTT__PASSWORD_FILE?"),
             ("SENTINEL_9", "a name is SENTINEL_TABLE__KEY, as in SENTINEL_MQTT__HOST"),
         ],

@@ -263,6 +263,10 @@ class ModelSettings(Table):
         Field(default=_PROFILE.model.horizons, description="ticks ahead that forecasts are made for, ascending")
     )
 
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default=_PROFILE.device, description="where it runs; auto: cuda if there"
+    )
+
 
 class ProfileSettings(Table):
     topic: Annotated[str, Text("topic template", values.TOPIC, values.parse_topic)] = Field(
@@ -383,7 +387,8 @@ class ProfileSettings(Table):
             quiet_ticks=self.quiet_ticks,
             learn=self.learn,
             learn_after=self.learn_after,
-            model=ModelSpec(**self.model.model_dump()),
+            model=ModelSpec(**self.model.model_dump(exclude={"device"})),
+            device=self.model.device,
         )
 
 
@@ -398,9 +403,6 @@ class Settings(BaseSettings):
         env_nested_delimiter="__",
     )
 
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="where the model runs; auto: cuda if there"
-    )
     mqtt: MqttSettings = Field(default=MqttSettings(), description="the broker")
     http: HttpSettings = Field(default=HttpSettings(), description="metrics and health")
     store: StoreSettings = Field(default=StoreSettings(), description="what outlives the process")

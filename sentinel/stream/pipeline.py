@@ -94,9 +94,11 @@ class ProfileStream:
     Blocks: never.   Raises: nothing a message can cause.
     """
 
-    def __init__(self, spec: ProfileSpec, device: str = "cpu") -> None:
+    def __init__(self, spec: ProfileSpec) -> None:
         self.spec = spec
-        self.device = device
+        self.device = spec.device
+        if spec.device == "auto":
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.channels: list[str] = [channel.name for channel in spec.channels or ()]
         self.table = DeviceTable(len(self.channels), spec.max_devices)
         self.rules = Rules(spec)
@@ -575,8 +577,8 @@ class Turn:
 class Pipeline:
     """The whole stream: every profile behind one decoder."""
 
-    def __init__(self, specs: Sequence[ProfileSpec], own_prefix: str = "sentinel", device: str = "cpu") -> None:
-        self.profiles = {spec.name: ProfileStream(spec, device) for spec in specs}
+    def __init__(self, specs: Sequence[ProfileSpec], own_prefix: str = "sentinel") -> None:
+        self.profiles = {spec.name: ProfileStream(spec) for spec in specs}
         self.decoder = Decoder([(p.spec, p.channels) for p in self.profiles.values()], own_prefix)
 
     def push(self, messages: Sequence[Message], now: float) -> Turn:
