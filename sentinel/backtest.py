@@ -16,7 +16,7 @@ from sentinel.errors import DataError
 from sentinel.model.calibrate import WEEK
 from sentinel.model.learn import Learned, Series, learn
 from sentinel.model.score import Detector
-from sentinel.records import Alert, Bools, Channel, Floats, Ints, ProfileSpec, Readings, Transition
+from sentinel.records import Alert, Bools, Channel, EventTime, Floats, Ints, ProfileSpec, Readings, Transition
 from sentinel.stream.alerts import AlertBook
 from sentinel.stream.align import Batch
 from sentinel.stream.pipeline import Outcome, ProfileStream, series_of
@@ -186,7 +186,8 @@ class Backtest:
     def __init__(
         self, spec: ProfileSpec, recordings: Sequence[Recording], progress: Progress = lambda _what, _share: None
     ) -> None:
-        self.spec = replace(spec, align_window=0.0, max_channels=1024, max_devices=1 << 30)
+        recorded = spec.time or EventTime(("time",))  # a recording has event times, whatever the payloads have
+        self.spec = replace(spec, align_window=0.0, max_channels=1024, max_devices=1 << 30, time=recorded)
         self._progress = progress
         if spec.channels is None:
             names = dict.fromkeys(name for recording in recordings for name in recording.channels)
