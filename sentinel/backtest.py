@@ -73,6 +73,7 @@ class Result:
         channels: F names; expected, low, high are in their units, NaN where there is none.
         learned: rows that were learned from: no score, no anomaly.
         alert: id of the open alert, "" where there is none.
+        elsewhere: rows of other recordings that were learned from.
         alerts: every transition, in order.
         final: last transition of each alert, in order of their starts.
     """
@@ -96,6 +97,7 @@ class Result:
     ends: dict[str, int] = field(default_factory=dict)
     interval: float = 1.0
     budget: float = 0.0
+    elsewhere: int = 0
 
     @property
     def final(self) -> list[Alert]:
@@ -120,6 +122,7 @@ class Result:
         out: dict[str, Any] = {
             "rows": len(self.time),
             "rows_learned": int(self.learned.sum()),
+            "rows_learned_elsewhere": self.elsewhere,
             "rows_scored": int(judged.sum()),
             "rows_flagged": int(self.anomaly.sum()),
             "devices": len(self.devices),
@@ -262,6 +265,7 @@ class Backtest:
             high=np.full(self.values.shape, np.nan),
             interval=self.stream.detector.interval if self.stream.detector is not None else 1.0,
             budget=self.spec.alert_budget,
+            elsewhere=sum(map(len, plan.recordings)) if plan is not None else 0,
         )
         relearn = (
             plan if plan is not None and plan.relearn and not plan.declared and self.spec.learn == "online" else None

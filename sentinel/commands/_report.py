@@ -86,7 +86,12 @@ def _head(result: Result, summary: dict[str, Any]) -> Iterator[str]:
         (
             "rows",
             f"{summary['rows']:,}",
-            ", ".join(f"{summary[f'rows_{what}']:,} {what}" for what in ("learned", "scored", "flagged")),
+            ", ".join(f"{summary[f'rows_{what}']:,} {what}" for what in ("learned", "scored", "flagged"))
+            + (
+                f"; learned from {elsewhere:,} of other recordings"
+                if (elsewhere := summary.get("rows_learned_elsewhere"))
+                else ""
+            ),
             "",
         ),
         (

@@ -39,6 +39,10 @@ def backtest(
     if config is not None and profile is not None:
         spec, stored = _from_config(config, profile, load=not planned)
     recordings = read_tables(data, label_column=label_column)
+    if label_column is not None and all(recording.label is None for recording in recordings):
+        has = ", ".join(recordings[0].channels)
+        msg = f"{recordings[0].path}: no column {label_column!r} for --label-column; its channels are {has}"
+        raise DataError(msg)
     plan = None
     if planned:
         plan = Plan(
@@ -108,12 +112,21 @@ def _write(out: Path, result: Result, summary: dict[str, Any], times: list[bytes
     write_report(out / "report.html", result, summary)
 
 
+def _too_short(summary: dict[str, Any]) -> str:
+    return ", too short to tell" if summary["device_weeks"] * summary["alert_budget_per_device_week"] < 1 else ""
+
+
+def _learned_from(summary: dict[str, Any]) -> str:
+    elsewhere = summary["rows_learned_elsewhere"]
+    return f"{elsewhere:,} of other recordings" if elsewhere else f"{summary['rows_learned']:,}"
+
+
 def _show(summary: dict[str, Any], result: Result, out: Path | None) -> None:
     console = Console()
     rate = summary["alerts_per_device_week"]
     table = Table(show_header=False, box=None)
     table.add_row(
-        "rows", f"{summary['rows']:,}; learned from {summary['rows_learned']:,}, scored {summary['rows_scored']:,}"
+        "rows", f"{summary['rows']:,}; learned from {_learned_from(summary)}, scored {summary['rows_scored']:,}"
     )
     table.add_row("devices, channels", f"{summary['devices']}, {len(summary['channels'])}")
     table.add_row("flagged rows", f"{summary['rows_flagged']:,}")
@@ -122,7 +135,7 @@ def _show(summary: dict[str, Any], result: Result, out: Path | None) -> None:
     if rate is not None:
         table.add_row(
             "alerts per device-week",
-            f"{rate:.2f} (budget {summary['alert_budget_per_device_week']:.2f}, {summary['device_weeks']:.2f} device-weeks)",
+            f"{rate:.2f}{_too_short(summary)} (budget {summary['alert_budget_per_device_week']:.2f}, {summary['device_weeks']:.2f} device-weeks)",
         )
     labels = summary.get("labels")
     if labels:

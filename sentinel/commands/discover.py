@@ -101,7 +101,10 @@ def discover(broker: str, seconds: float, out: Path | None, topic: str = "#") ->
         print(config, end="")
         return
     try:
-        out.write_text(config, encoding="utf-8")
+        with out.open("x", encoding="utf-8") as file:
+            file.write(config)
+    except FileExistsError:
+        raise DataError(f"{out} exists and is left as it is; give another --out, or move it away") from None
     except OSError as error:
         raise DataError(f"{out}: {error.strerror}") from error
     console.print(f"wrote {out}; next: sentinel run --config {out}", highlight=False, markup=False, soft_wrap=True)

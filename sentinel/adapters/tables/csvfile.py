@@ -134,7 +134,7 @@ class CsvFile:
             elif _filled(row) and len(row) != width:
                 raise DataError(
                     f"{self.path}:{first + reader.line_num - 1}: {len(row)} fields where there are {width} columns "
-                    f"(delimiter {self.delimiter!r}); correct this line, or name the delimiter"
+                    f"(delimiter {self.delimiter!r}); is this a table? correct this line"
                 )
 
 

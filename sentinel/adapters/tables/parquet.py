@@ -22,7 +22,7 @@ class ParquetFile:
             self._arrow: Any = importlib.import_module("pyarrow")
             parquet: Any = importlib.import_module("pyarrow.parquet")
         except ImportError as error:
-            raise DataError(f"{path}: Parquet needs pyarrow; `pip install pyarrow`, or give CSV") from error
+            raise DataError(f"{path}: Parquet needs pyarrow; `pip install 'sentinel[parquet]'`, or give CSV") from error
         self.path = path
         try:
             self._file = parquet.ParquetFile(path)
