@@ -134,6 +134,22 @@ class TestAlignment:
         assert time == 0.0
         np.testing.assert_array_equal(values, [1, NAN, NAN])
 
+    def test_readings_that_come_late_or_twice_are_counted_as_such_and_make_no_tick(self) -> None:
+        to = stream(align_window=1.0)
+        for now, time, value in ((0.0, 10.0, 1.0), (0.0, 10.0, 1.0), (5.0, 20.0, 2.0), (5.0, 5.0, 3.0)):
+            row = np.array([[value, NAN, NAN]])
+            outcome, codes = to.absorb(fleets.readings(["d"], np.array([time]), row), now)
+            assert len(codes) == sum(outcome.fates.values()) == 1
+        assert len(to.timer(100.0).ticks) == 1
+        assert to.table.ticks[to.table.slot_of["d"]] == 2
+
+    def test_by_time_of_receipt_nothing_is_late_or_doubled(self) -> None:
+        to = stream(align_window=1.0, time=None)
+        ticks = []
+        for now in (100.0, 100.0, 102.0, 50.0, 53.0):
+            ticks += self.push(to, now, now, pressure=7)
+        assert len(ticks) == 5
+
     def test_a_pending_tick_survives_a_snapshot(self) -> None:
         to, other = stream(align_window=1.0), stream(align_window=1.0)
         self.push(to, 0.0, 0.0, pressure=1)

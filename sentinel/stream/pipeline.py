@@ -103,7 +103,7 @@ class ProfileStream:
         self.table = DeviceTable(len(self.channels), spec.max_devices)
         self.rules = Rules(spec)
         self.book = AlertBook(spec)
-        self.aligner = Aligner(spec.align_window) if spec.align_window > 0 else None
+        self.aligner = Aligner(spec.align_window, spec.time is None) if spec.align_window > 0 else None
         self.detector: Detector | None = None
         self.scorer: Scorer | None = None
         self.slabs: Slabs | None = None
