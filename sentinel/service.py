@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,9 +83,8 @@ class Service:
         self._clock = clock
         self.store = store if store is not None else Store(settings.store.path, settings.store.durability)
         self.prefix = settings.mqtt.prefix
-        self._status_topic = status_topic(self.prefix)
         self.broker = broker if broker is not None else self._make_broker()
-        self.sink = AlertSink(self._publish_alert, self.prefix)
+        self.sink = AlertSink(self.broker.publish, self.prefix)
         specs = settings.specs()
         if not torch.cuda.is_available() and (asked := [s.name for s in specs if s.device == "cuda"]):
             problem = 'model.device = "cuda": no CUDA device is there; use "auto" or "cpu"'
@@ -98,7 +96,7 @@ class Service:
         self.notifier = Notifier()
         self._writer = SnapshotWriter(self.store.snapshot, clock())
         self._learners = {
-            name: Learner(stream, self._store_path(), self.store.seed)
+            name: Learner(stream, settings.store.path, self.store.seed)
             for name, stream in self.pipeline.profiles.items()
         }
         self._stopping = False
@@ -112,7 +110,6 @@ class Service:
         self._forgotten: list[tuple[str, str]] = []
         self._status: bytes = b""
         self._letters_left = float(DEAD_LETTERS_A_SECOND)
-        self._suppressed = 0
         self._counted = {"reconnects": 0, "dropped": 0}
         self._store_error = ""
         self._restored = False
@@ -124,9 +121,6 @@ class Service:
         self._system = AlertBook(ProfileSpec("sentinel"))
         self._overfull_until = 0.0
         self._deaf_reason = ""
-
-    def _store_path(self) -> Path:
-        return self.settings.store.path
 
     def _make_broker(self) -> MqttBroker:
         mqtt = self.settings.mqtt
@@ -145,7 +139,7 @@ class Service:
                 qos=1 if mqtt.qos else 0,
                 keepalive=mqtt.keepalive,
                 session_expiry=mqtt.session_expiry,
-                will_topic=self._status_topic,
+                will_topic=status_topic(self.prefix),
                 will_payload=orjson.dumps({"state": "offline"}),
             )
         )
@@ -249,12 +243,12 @@ class Service:
     def _take(self, messages: list[Message], now: float) -> None:
         began = time.perf_counter()
         own = self.pipeline.decoder.is_own
-        given = [message for message in messages if not own(message.topic)]
+        given: list[Message] = []
         commands: list[Command] = []
         for message in messages:
             if not own(message.topic):
-                continue
-            if message.retain:
+                given.append(message)
+            elif message.retain:
                 self._clear_if_stale(message)
             elif (command := self._command(message)) is not None:
                 commands.append(command)
@@ -320,9 +314,6 @@ class Service:
             done = time.perf_counter()
             self.metrics.publish_to_alert(done - arrived for arrived in latencies)
 
-    def _publish_alert(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
-        self.broker.publish(topic, payload, qos=qos, retain=retain)
-
     def _command(self, message: Message) -> Command | None:
         """An operator's command, `{prefix}/command/{verb}/{profile}/{device}`; None: it is none that can be done."""
         if not self.settings.mqtt.commands:
@@ -364,7 +355,6 @@ class Service:
 
     def _dead_letter(self, refusal: Refusal, message: Message) -> None:
         if self._letters_left < 1:
-            self._suppressed += 1
             self.metrics.dead_letters(0, 1)
             return
         self._letters_left -= 1
@@ -495,16 +485,21 @@ class Service:
         Raises:
             ModelError: it cannot be loaded.
         """
+        self._run_model(name, trainer.load(self.store.models, name, version), upto)
         live = self.pipeline.profiles[name]
-        detector, manifest, tensors = trainer.load(self.store.models, name, version)
+        self._learners[name].scored_before(int(live.table.ticks.sum()))
+        log.info("promoted", profile=name, version=version, states=live.states())
+
+    def _run_model(self, name: str, loaded: trainer.Loaded, upto: int = 0) -> None:
+        """Let a profile run a model, its devices brought up to the journal's position `upto` (0: as they were saved)."""
+        detector, manifest, tensors = loaded
+        live = self.pipeline.profiles[name]
         ready = trainer.shadow(live.spec, detector, manifest, tensors)
-        if manifest["position"]:
+        if manifest["position"] and upto:
             for readings, then in trainer.merged(self.store.journal.read(manifest["position"], upto, name)):
                 ready.absorb(readings, then)
         trainer.take_over(live, ready)
-        self.metrics.model(name, version, detector.spec.cell, float(manifest["trained"]))
-        self._learners[name].scored_before(int(live.table.ticks.sum()))
-        log.info("promoted", profile=name, version=version, states=live.states())
+        self.metrics.model(name, detector.version, detector.spec.cell, float(manifest["trained"]))
 
     def _report(self, now: float) -> None:
         metrics, broker = self.metrics, self.broker
@@ -622,7 +617,7 @@ class Service:
                 try:
                     stream.restore(data, stream.detector, rows.get(name, []))
                 except (ValueError, KeyError) as error:
-                    msg = f"snapshot of profile {name} does not fit: {error}; move {self._store_path()} away to start anew"
+                    msg = f"snapshot of profile {name} does not fit: {error}; move {self.settings.store.path} away to start anew"
                     raise StoreError(msg) from None
                 self._learners[name].scored_before(int(stream.table.ticks.sum()))
         replayed = self._replay()
@@ -669,28 +664,24 @@ class Service:
             if not saved or (stream.detector is not None and stream.detector.version == saved[0].version):
                 continue
             try:
-                detector, manifest, tensors = trainer.load(self.store.models, name, saved[0].version)
-                if manifest["position"]:  # learned in a daemon: its promotion is in the journal, or it was beaten
+                loaded = trainer.load(self.store.models, name, saved[0].version)
+                if loaded[1]["position"]:  # learned in a daemon: its promotion is in the journal, or it was beaten
                     continue
-                ready = trainer.shadow(stream.spec, detector, manifest, tensors)
+                self._run_model(name, loaded)
             except ModelError as error:
                 log.error("model refused", profile=name, version=saved[0].version, reason=str(error))
                 continue
-            trainer.take_over(stream, ready)
-            self.metrics.model(name, detector.version, detector.spec.cell, float(manifest["trained"]))
-            self._commit([Promotion(name, detector.version)], self._clock())
-            log.info("trained model", profile=name, version=detector.version, path=str(saved[0].path))
+            version = loaded[0].version
+            self._commit([Promotion(name, version)], self._clock())
+            log.info("trained model", profile=name, version=version, path=str(saved[0].path))
 
     def _load(self, name: str, version: str) -> bool:
         """Run the model that a snapshot names; False: it cannot be used, and its profile starts anew."""
-        stream = self.pipeline.profiles[name]
         try:
-            detector, manifest, tensors = trainer.load(self.store.models, name, version)
-            trainer.take_over(stream, trainer.shadow(stream.spec, detector, manifest, tensors))
+            self._run_model(name, trainer.load(self.store.models, name, version))
         except ModelError as error:
             log.error("model refused; its profile starts anew", profile=name, version=version, reason=str(error))
             return False
-        self.metrics.model(name, version, detector.spec.cell, float(manifest["trained"]))
         return True
 
     # --- how it is ---

@@ -46,6 +46,9 @@ CATCH_UPS, CAUGHT_UP = 8, 100  # rounds at most, turns behind that the service m
 MERGED_ROWS = 8192
 _ROWS = "devices.rows"
 
+Loaded = tuple[Detector, dict[str, Any], dict[str, torch.Tensor]]
+"""Detector, manifest and tensors of a saved model."""
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -84,7 +87,7 @@ def run(job: Job, tell: "Tell") -> dict[str, Any]:
     """Learn, catch up, save.
 
     Returns:
-        {"version", "position", "trained"} or, where the champion stays, {"kept", "reason"}.
+        {"version", "position", "ticks", "loss"} or, where the champion stays, {"kept", "reason"}.
     """
     models = Path(job.store) / "models"
     with open_reader(Path(job.store)) as journal:
@@ -116,7 +119,7 @@ def run(job: Job, tell: "Tell") -> dict[str, Any]:
             if position - began < CAUGHT_UP:
                 break
         version = save(models, stream, learned.detector, position)
-        return {"version": version, "position": position, "ticks": sum(len(s) for s in series), "loss": _finite(after)}
+        return {"version": version, "position": position, "ticks": sum(len(s) for s in series), "loss": finite(after)}
 
 
 def adopt(stream: ProfileStream, learned: Learned) -> None:
@@ -142,7 +145,7 @@ def save(models: Path, stream: ProfileStream, detector: Detector, position: int)
     return save_model(models, stream.spec.name, tensors, manifest)
 
 
-def load(models: Path, profile: str, version: str) -> tuple[Detector, dict[str, Any], dict[str, torch.Tensor]]:
+def load(models: Path, profile: str, version: str) -> Loaded:
     """Detector, manifest and tensors of a saved model.
 
     Raises:
@@ -224,7 +227,7 @@ def _joined(parts: list[Readings]) -> Readings:
     )
 
 
-def _finite(loss: float) -> float | None:
+def finite(loss: float) -> float | None:
     """None where nothing was held out."""
     return loss if math.isfinite(loss) else None
 

@@ -13,8 +13,9 @@ from sentinel import trainer
 from sentinel.adapters.models import list_models
 from sentinel.adapters.tables import ScoresWriter, read_tables
 from sentinel.backtest import Backtest, Plan, Result, alert_json
+from sentinel.commands._profile import profile_spec
 from sentinel.commands._progress import progress_bar
-from sentinel.errors import ConfigError, DataError
+from sentinel.errors import DataError
 from sentinel.records import ProfileSpec
 from sentinel.settings import load_settings
 
@@ -70,10 +71,7 @@ def backtest(
 
 def _from_config(config: Path, profile: str, *, load: bool) -> tuple[ProfileSpec, Any]:
     settings = load_settings(config)
-    spec = next((spec for spec in settings.specs() if spec.name == profile), None)
-    if spec is None:
-        known = ", ".join(settings.profiles) or "none"
-        raise ConfigError([f"--profile {profile}: no such profile in {config}; known: {known}"])
+    spec = profile_spec(settings, config, profile)
     if not load:
         return spec, None
     models = settings.store.path / "models"

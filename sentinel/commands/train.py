@@ -9,8 +9,8 @@ from rich.console import Console
 from sentinel import trainer
 from sentinel.adapters.tables import read_tables
 from sentinel.backtest import Backtest, Plan
+from sentinel.commands._profile import profile_spec
 from sentinel.commands._progress import progress_bar
-from sentinel.errors import ConfigError
 from sentinel.settings import load_settings
 
 
@@ -19,10 +19,7 @@ def train(
 ) -> int:
     """Train on `data` and save the model into the store; a daemon takes it up when it starts."""
     settings = load_settings(config)
-    spec = next((spec for spec in settings.specs() if spec.name == profile), None)
-    if spec is None:
-        known = ", ".join(settings.profiles) or "none"
-        raise ConfigError([f"--profile {profile}: no such profile in {config}; known: {known}"])
+    spec = profile_spec(settings, config, profile)
     torch.set_num_threads(1)
     recordings = read_tables(data, label_column=label_column)
     with progress_bar() as tell:
@@ -38,8 +35,8 @@ def train(
         "ticks": int(run.stream.table.ticks.sum()),
         "channels": list(learned.detector.channels),
         "interval_seconds": learned.detector.interval,
-        "loss_before": None if before != before else before,  # noqa: PLR0124 - NaN: nothing was held out
-        "loss_after": None if after != after else after,  # noqa: PLR0124
+        "loss_before": trainer.finite(before),
+        "loss_after": trainer.finite(after),
     }
     if json_file is not None:
         json_file.write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2))
