@@ -302,22 +302,50 @@ class Backtest:
         return Readings(self.spec.name, self.channels, names, self.time[rows], self.values[rows], rows)
 
     def _absorb(self, rows: Ints, result: Result | None, relearn: Plan | None = None) -> None:
-        ordered = self._order(rows[~np.isnan(self.values[rows]).all(axis=1)])
-        done, next_at = 0, 2 * int(self.stream.table.ticks.sum())
-        while done < len(ordered):
-            count = CHUNK
-            if relearn is not None:
-                count = min(count, max(next_at - int(self.stream.table.ticks.sum()), 1))
-            part = ordered[done : done + count]
-            done += len(part)
-            outcome, _ = self.stream.absorb(self._readings(part), float(self.time[part].max()))
-            self._history += [ticks.batch for ticks in outcome.ticks] if result is None or relearn else []
-            if result is not None:
-                self._progress("scoring", done / len(ordered))
-                self._note(result, outcome)
-            if relearn is not None and int(self.stream.table.ticks.sum()) >= next_at:
+        rows = rows[~np.isnan(self.values[rows]).all(axis=1)]
+        done = 0
+        for segment in self._segments(rows) if relearn is not None else [rows]:
+            if done and relearn is not None:
                 self._adopt(relearn)
-                next_at *= 2
+            for part in self._abreast(segment):
+                done += len(part)
+                outcome, _ = self.stream.absorb(self._readings(part), float(self.time[part].max()))
+                self._history += [ticks.batch for ticks in outcome.ticks] if result is None or relearn else []
+                if result is not None:
+                    self._progress("scoring", done / len(rows))
+                    self._note(result, outcome)
+
+    def _segments(self, rows: Ints) -> Iterator[Ints]:
+        """Rows to absorb before each new learning: until there are twice as many ticks as there were at the last.
+
+        Of each device, where it has a network of its own; else of all.
+        """
+        ticks = np.bincount(self.device, minlength=len(self.devices)) - np.bincount(
+            self.device[rows], minlength=len(self.devices)
+        )
+        if self.spec.model.weights == "shared":
+            ordered, total = self._order(rows), int(ticks.sum())
+            marks = np.cumsum(2 ** np.arange(63, dtype=np.float64)) * total
+            yield from np.split(ordered, marks[marks < len(ordered)].astype(np.int64))
+            return
+        rank = self._rank(rows)
+        begun = np.maximum(ticks[self.device[rows]], LEAST_TICKS)
+        rounds = np.floor(np.log2((rank + begun) / begun)).astype(np.int64)
+        for at in range(int(rounds.max(initial=-1)) + 1):
+            yield rows[rounds == at]
+
+    def _rank(self, rows: Ints) -> Ints:
+        """How many rows of the same device come before each, in the order of `_order`."""
+        out = np.empty(len(rows), dtype=np.int64)
+        for at in range(len(self.devices)):
+            mine = np.flatnonzero(self.device[rows] == at)
+            out[mine] = np.arange(len(mine))
+        return out
+
+    def _abreast(self, rows: Ints) -> list[Ints]:
+        """Chunks in which all devices go on side by side: no score depends on how devices interleave."""
+        ordered = rows[np.argsort(self._rank(rows), kind="stable")]
+        return np.split(ordered, np.arange(CHUNK, len(ordered), CHUNK))
 
     def _note(self, result: Result, outcome: Outcome) -> None:
         detector = self.stream.detector
@@ -330,8 +358,8 @@ class Backtest:
             result.anomaly[rows] = ticks.broken.any.any(axis=1)
             if ticks.scored is None:
                 continue
-            result.score[rows] = ticks.scored.score.numpy()
-            result.p_value[rows] = ticks.scored.p_value.numpy()
+            result.score[rows] = ticks.scored.score
+            result.p_value[rows] = ticks.scored.p_value
             result.anomaly[rows] |= result.score[rows] >= 1.0
             at = np.ix_(rows, np.array(there, dtype=np.int64))
             band = self.stream.expectation(ticks.scored, ticks.previous[:, given])
@@ -391,11 +419,10 @@ class Backtest:
             self.spec.model,
             seed=plan.seed,
             declared=plan.declared,
-            start=current.forecaster.weights if current is not None else None,
+            start=current,
             progress=self._progress,
         )
-        before, after = learned.losses
-        if current is None or after < before - trainer.BETTER_BY:
+        if learned.better:
             trainer.adopt(self.stream, learned)
         return learned
 

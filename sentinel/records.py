@@ -23,6 +23,7 @@ ALERT_KINDS: tuple[AlertKind, ...] = ("prediction", "range", "rate", "stuck", "g
 AlertState = Literal["pending", "firing", "acknowledged", "shelved", "resolved"]
 Severity = Literal["info", "warning", "critical"]
 Direction = Literal["above", "below", "both"]
+How = Literal["", "above", "below", "drifted", "noisy", "unlike the others", "out of all history"]
 DeviceState = Literal["learning", "calibrating", "scoring", "silent"]
 DEVICE_STATES: tuple[DeviceState, ...] = ("learning", "calibrating", "scoring", "silent")
 
@@ -103,13 +104,18 @@ class EventTime:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """Shape of a profile's forecaster."""
+    """Shape of a profile's forecaster.
+
+    Attributes:
+        weights: one network for the profile, or one for each device besides.
+    """
 
     cell: Literal["lstm", "gru"] = "lstm"
     layers: int = 1
     hidden: int = 32
     dropout: float = 0.0
     horizons: tuple[int, ...] = (1, 64)
+    weights: Literal["shared", "device"] = "shared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +222,21 @@ Entry = Readings | Command | Timer | Promotion
 
 @dataclass(frozen=True, slots=True)
 class ChannelView:
-    """One channel in an alert: what came, what was expected, and its share of the surprise."""
+    """One channel in an alert: what came, what was expected, and its share of the surprise.
+
+    Attributes:
+        value: None: missing in that tick.
+        low, high: band of what was expected.
+        share: its part of the surprise; shares of an alert sum to 1.
+        how: what was unusual of it; "": the value itself.
+            above, below: on that side of what was expected for `readings` readings, by `by` on average.
+            drifted: `by` away from where it used to be.
+            noisy: errors larger than usual, on both sides.
+            unlike the others: not as the other channels imply.
+            out of all history: beyond all values that it had.
+        by: in `unit`, of either sign; None: not known.
+        readings: over which `by` was averaged; 0: not known.
+    """
 
     name: str
     unit: str
@@ -225,6 +245,9 @@ class ChannelView:
     low: float | None
     high: float | None
     share: float
+    how: How = ""
+    by: float | None = None
+    readings: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,11 +255,16 @@ class Alert:
     """One transition of one alert, as published. See `alert.schema.json`.
 
     Attributes:
-        id: hash of profile, device, kind and the event time of the episode's first tick.
+        id: hash of profile, device, kind and the event time of the tick that opened the episode.
         seq: 0, 1, 2 … within the alert.
-        started, updated, ended: event times (receive times for silence).
+        started: when the episode began, which may be before the tick that opened it.
+        updated: time of this transition.
+        ended: of a resolved alert, its last anomalous tick; the quiet time after it is not counted.
         score: highest score so far; None for rules.
         ticks: anomalous ticks so far.
+        fired: when it fired, `fired - started` after the episode began; None: not yet, or never.
+
+    `started`, `updated`, `ended` and `fired` are event times (receive times for silence, storm and system).
     """
 
     id: str
@@ -255,6 +283,7 @@ class Alert:
     channels: tuple[ChannelView, ...]
     message: str
     model: str | None
+    fired: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,8 +294,10 @@ class Transition:
         alert: what goes to the events topic.
         retained: what the device's retained topic must now say; None: clear it.
         message: index of the message of the turn that caused it; -1: a timer.
+        fires: whether the alert fired with it; once in an alert's life.
     """
 
     alert: Alert
     retained: Alert | None
     message: int = -1
+    fires: bool = False

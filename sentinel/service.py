@@ -304,7 +304,7 @@ class Service:
         for transition, arrived in zip(transitions, arrivals, strict=True):
             self.sink.emit([transition])
             alert = transition.alert
-            if alert.state == "firing":
+            if transition.fires:
                 self.metrics.alerts_started(alert.profile, alert.kind)
                 log.info("alert", id=alert.id, kind=alert.kind, device=alert.device, message=alert.message)
             if arrived > 0:
@@ -387,6 +387,8 @@ class Service:
                 self.metrics.ticks(name, count)
             if Fate.OVERFULL in outcome.fates:
                 self._overfull_until = self._clock() + OVERFULL_FOR
+            if outcome.heard:
+                self.metrics.heard(name, outcome.heard)
             if outcome.gaps:
                 self.metrics.state_resets(name, outcome.gaps)
             for kind, n in outcome.anomalies.items():
@@ -524,7 +526,7 @@ class Service:
             metrics.learning(name, 1.0 if stream.detector is not None else self._learners[name].progress)
             slots = np.flatnonzero(stream.table.used)
             if stream.scorer is not None and stream.slabs is not None and len(slots):
-                sample = torch.from_numpy(slots[:: max(len(slots) // 256, 1)])
+                sample = slots[:: max(len(slots) // 256, 1)]
                 metrics.state_saturation(name, stream.scorer.saturation(stream.slabs, sample))
             view[name] = DeviceSeries(
                 [stream.table.ids[slot] for slot in slots],

@@ -41,7 +41,6 @@ sys.exit(trainer.main())
 """
 NICE = 19
 MOST_READINGS = 2_000_000  # newest readings that one training takes from the journal
-BETTER_BY = 0.01  # nats a value: a challenger must gain so much on held-out ticks
 CATCH_UPS, CAUGHT_UP = 8, 100  # rounds at most, turns behind that the service makes up itself
 MERGED_ROWS = 8192
 _ROWS = "devices.rows"
@@ -104,11 +103,11 @@ def run(job: Job, tell: "Tell") -> dict[str, Any]:
             job.spec.model,
             seed=job.seed,
             declared=False,
-            start=champion.forecaster.weights if champion is not None else None,
+            start=champion,
             progress=tell,
         )
         before, after = learned.losses
-        if champion is not None and not after < before - BETTER_BY:
+        if not learned.better:
             return {"kept": job.champion, "reason": f"loss {after:.3f} after, {before:.3f} before"}
         adopt(stream, learned)
         stream.keep_ticks = False
@@ -180,7 +179,7 @@ def take_over(live: ProfileStream, ready: ProfileStream) -> None:
     if ready.detector is None or ready.slabs is None:
         return
     slots: Ints = np.array(list(ready.table), dtype=np.int64)
-    live.adopt(ready.detector, [ready.table.ids[slot] for slot in slots], ready.slabs.take(torch.from_numpy(slots)))
+    live.adopt(ready.detector, [ready.table.ids[slot] for slot in slots], ready.slabs.take(slots))
 
 
 def _read(journal: JournalReader, stream: ProfileStream, after: int, skip: int) -> tuple[int, list[Batch]]:

@@ -1,14 +1,18 @@
 """The life of an alert."""
 
+import re
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from typing import get_args
 
 import jsonschema
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sentinel.adapters.sinks import load_schema
-from sentinel.records import AlertKind, ChannelView, Transition
+from sentinel.records import AlertKind, ChannelView, How, Transition
 from sentinel.stream.alerts import AlertBook, Evidence, duration, quantity, words
 from tests import fleets
 
@@ -41,10 +45,40 @@ def test_an_alert_fires_at_once_and_resolves_after_its_quiet_time() -> None:
     assert states(moved) == [("firing", 0), ("resolved", 1)]
     first, last = moved[0].alert, moved[1].alert
     assert first.id == last.id
-    assert (first.started, last.started, last.ended, last.ticks) == (100.0, 100.0, 104.0, 2)
+    assert (first.started, first.fired, first.ended) == (100.0, 100.0, None)
+    assert (last.started, last.fired, last.ticks) == (100.0, 100.0, 2)
     assert moved[0].retained == first
     assert moved[1].retained is None
     assert [t.message for t in moved] == [0, 4]
+
+
+def test_the_quiet_time_is_not_part_of_the_episode() -> None:
+    last = play(book(quiet_ticks=20), "xx.x" + "." * 20)[-1].alert
+    assert (last.started, last.ended, last.updated) == (100.0, 103.0, 123.0)
+    assert last.message.startswith("pump-7: vibration 9.1 mm/s, expected 3.2 ± 0.6 for 3 s;")
+
+
+def test_an_episode_begins_when_the_disturbance_did_and_says_when_it_fired() -> None:
+    alerts = book(min_ticks=2)
+    evidence: dict[AlertKind, Callable[[], Evidence]] = {"prediction": lambda: Evidence(2.5, 1e-6, (VIEW,), 70.0)}
+    told = [alerts.tick("p", t, t, evidence, 0)[0][0] for t in (100.0, 110.0)]
+    assert [(t.alert.started, t.alert.fired, t.fires) for t in told] == [(70.0, None, False), (70.0, 110.0, True)]
+    last = alerts.forget("p", 900.0)[0]
+    assert (last.alert.started, last.alert.fired, last.alert.ended, last.fires) == (70.0, 110.0, 110.0, False)
+
+
+def test_an_episode_never_begins_after_the_tick_that_opened_it() -> None:
+    moved, _ = book().tick("p", 5.0, 5.0, {"prediction": lambda: Evidence(2.0, 0.1, (VIEW,), 6.0)}, 0)
+    assert (moved[0].alert.started, moved[0].alert.fired) == (5.0, 5.0)
+
+
+def test_two_episodes_that_trace_back_to_one_moment_are_two_alerts() -> None:
+    alerts, ids = book(quiet_ticks=1), []
+    for t in (100.0, 102.0):
+        moved, _ = alerts.tick("p", t, t, {"prediction": lambda: Evidence(2.0, 0.1, (VIEW,), 99.0)}, 0)
+        ids.append(moved[0].alert.id)
+        alerts.tick("p", t + 1, t + 1, {}, 0)
+    assert ids[0] != ids[1]
 
 
 def test_quiet_ticks_that_are_interrupted_do_not_resolve() -> None:
@@ -91,6 +125,55 @@ def test_a_shelved_alert_fires_again_when_its_time_is_over() -> None:
     assert states(alerts.due(161.0)) == [("firing", 2)]
 
 
+def test_a_pending_alert_that_was_shelved_has_still_not_fired() -> None:
+    alerts = book(min_ticks=3)
+    play(alerts, "x")
+    alerts.shelve("pump-7", 101.0, 60.0)
+    assert states(alerts.due(161.0)) == [("pending", 2)]
+    assert states(play(alerts, "xx")) == [("firing", 3)]
+
+
+def test_an_alert_fires_once_however_often_it_moves() -> None:
+    alerts = book()
+    moved = play(alerts, "x")
+    moved += alerts.shelve("pump-7", 101.0, 60.0) + alerts.due(161.0) + alerts.settle("pump-7", 162.0, 7)
+    moved += play(alerts, "...")
+    assert [(t.alert.state, t.fires) for t in moved] == [
+        ("firing", True),
+        ("shelved", False),
+        ("firing", False),
+        ("firing", False),
+        ("resolved", False),
+    ]
+
+
+def test_an_alert_called_normal_ends_at_once() -> None:
+    alerts = book()
+    play(alerts, "xx")
+    alerts.tick("pump-7", 102.0, 102.0, {"stuck": lambda: Evidence(None, None, ())}, 2)
+    (moved,) = alerts.normal("pump-7", 200.0)
+    assert (moved.alert.kind, moved.alert.state, moved.alert.ended) == ("prediction", "resolved", 101.0)
+    assert moved.alert.message.endswith("; accepted as normal")
+    assert moved.retained is not None
+    assert moved.retained.kind == "stuck"
+    assert alerts.normal("pump-7", 201.0) == []
+    assert alerts.normal("unheard of", 201.0) == []
+
+
+def test_an_episode_that_lasts_is_asked_about_once() -> None:
+    alerts = book()
+    play(alerts, "xx")
+    (asked,) = alerts.settle("pump-7", 102.0, 5)
+    assert (asked.alert.state, asked.alert.seq, asked.message) == ("firing", 1, 5)
+    assert asked.retained == asked.alert
+    assert asked.alert.message.endswith("; a new normal?")
+    assert alerts.settle("pump-7", 103.0, 6) == []
+    assert alerts.settle("unheard of", 103.0, 6) == []
+    last = play(alerts, "...")[-1].alert
+    assert (last.seq, last.ended) == (2, 101.0)
+    assert last.message.endswith("; it became the new normal")
+
+
 def test_a_storm_adds_a_fleet_alert_and_keeps_the_devices_alerts() -> None:
     alerts = book()
     for i in range(10):
@@ -109,7 +192,8 @@ def test_a_book_survives_a_snapshot() -> None:
     play(alerts, "xx.")
     other = book()
     other.restore(orjson.loads(orjson.dumps(alerts.export())))
-    assert states(play(other, "..")) == states(play(alerts, "..")) == [("resolved", 1)]
+    assert play(other, "..") == play(alerts, "..")
+    assert not other.open
 
 
 @pytest.mark.parametrize("kind", ["prediction", "range", "rate", "stuck", "gap", "silence"])
@@ -125,7 +209,136 @@ def test_the_words_name_the_channel_the_value_and_what_was_expected() -> None:
     alerts = book()
     alert = play(alerts, "x")[0].alert
     assert words(alert) == "pump-7: vibration 9.1 mm/s, expected 3.2 ± 0.6; explains 83 % of the surprise"
-    assert play(alerts, "...")[0].alert.message.endswith("; resolved")
+    assert play(alerts, "...")[-1].alert.message.endswith("; resolved")
+
+
+def said(view: ChannelView) -> str:
+    """What an alert of that channel alone says of it."""
+    evidence: dict[AlertKind, Callable[[], Evidence]] = {"prediction": lambda: Evidence(2.0, 0.1, (view,))}
+    moved, _ = book().tick("p", 1.0, 1.0, evidence, 0)
+    return moved[0].alert.message.removeprefix("p: ")
+
+
+INSIDE = ChannelView("heat", "°C", 20.1, 20.0, 17.0, 23.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("how", "by", "readings", "text"),
+    [
+        ("", None, 0, "heat is unusual over its last readings"),
+        ("above", 0.6, 30, "heat has run 0.6 °C above what was expected over 30 readings"),
+        ("below", -0.6, 0, "heat has run 0.6 °C below what was expected"),
+        ("below", None, 30, "heat has run below what was expected over 30 readings"),
+        ("drifted", 2.5, 0, "heat has drifted up by 2.5 °C"),
+        ("drifted", -2.5, 0, "heat has drifted down by 2.5 °C"),
+        ("drifted", None, 0, "heat has drifted"),
+        ("noisy", None, 0, "heat is noisier than usual"),
+        ("unlike the others", None, 0, "heat does not fit the other channels"),
+        ("out of all history", None, 0, "heat goes beyond all that it had shown"),
+    ],
+)
+def test_a_value_within_its_band_is_not_what_was_unusual(how: How, by: float | None, readings: int, text: str) -> None:
+    view = replace(INSIDE, how=how, by=by, readings=readings)
+    assert said(view) == f"{text} (20.1 °C, expected 20 ± 3)"
+
+
+def test_every_way_of_being_unusual_has_words_of_its_own() -> None:
+    texts = {how: said(replace(INSIDE, how=how)) for how in get_args(How)}
+    assert len(set(texts.values())) == len(texts)
+
+
+@given(
+    st.floats(-1e6, 1e6),
+    st.floats(1e-6, 1e6),
+    st.floats(0.05, 20),
+    st.sampled_from([-1, 1]),
+    st.sampled_from(get_args(How)),
+)
+def test_what_is_said_never_contradicts_itself(expected: float, half: float, away: float, side: int, how: How) -> None:
+    """A value said to be other than expected lies outside of the band that is said, and the other way round."""
+    away = away if abs(away - 1) > 0.1 else 1.2
+    value = expected + side * away * half
+    text = said(ChannelView("heat", "", value, expected, expected - half, expected + half, 1.0, how))
+    number = r"(-?[\d.e+-]+)"
+    found = re.search(rf"(?:heat |\(){number}, expected {number} ± {number}", text)
+    assert found is not None, text
+    told, middle, around = map(float, found.groups())
+    assert text.startswith(f"heat {found[1]}, ") == (away > 1)
+    assert (abs(told - middle) > around) == (away > 1), text
+
+
+def test_what_is_also_known_of_a_value_outside_of_its_band_is_added() -> None:
+    view = replace(INSIDE, value=31.0, how="out of all history")
+    assert said(view) == "heat 31 °C, expected 20 ± 3, goes beyond all that it had shown"
+
+
+def test_a_lopsided_band_is_said_by_its_ends() -> None:
+    assert said(replace(INSIDE, value=24.0, low=10.0)) == "heat 24 °C, expected 20 (10 to 23)"
+
+
+def test_a_channel_without_a_value_or_a_forecast_has_words_too() -> None:
+    missing = replace(INSIDE, value=None, how="above")
+    assert said(missing) == "heat has run above what was expected (no value at that moment, expected 20 ± 3)"
+    bare = ChannelView("heat", "°C", 20.1, None, None, None, 1.0)
+    assert said(bare) == "heat 20.1 °C is unusual"
+    assert said(replace(bare, how="noisy")) == "heat is noisier than usual (20.1 °C)"
+
+
+def test_a_second_channel_with_a_large_share_is_named_too() -> None:
+    views = (replace(INSIDE, value=31.0, share=0.6), ChannelView("flow", "", 1.0, 0.0, -1.0, 1.0, 0.3))
+    moved, _ = book().tick("p", 1.0, 1.0, {"prediction": lambda: Evidence(2.0, 0.1, views)}, 0)
+    assert moved[0].alert.message.endswith("; explains 60 % of the surprise, flow 30 %")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (0.0, 20.0, "is out of its range 0 to 20"),
+        (None, 20.0, "is over its limit 20"),
+        (25.0, None, "is under its limit 25"),
+    ],
+)
+def test_a_broken_limit_is_said_as_it_was_given(low: float | None, high: float | None, text: str) -> None:
+    view = ChannelView("heat", "°C", 21.0, None, low, high, 1.0)
+    moved, _ = book().tick("p", 1.0, 1.0, {"range": lambda: Evidence(None, None, (view,))}, 0)
+    assert moved[0].alert.message == f"p: heat 21 °C {text}"
+
+
+NOON = 1.7e9 - 1.7e9 % 86400 + 43200
+
+
+@pytest.mark.parametrize(
+    ("began", "text"),
+    [
+        (NOON, ""),
+        (NOON - 40, " since 11:59 UTC (told after 40 s)"),
+        (NOON - 86400, " since 2023-11-13 12:00 UTC (told after 24 h)"),
+    ],
+)
+def test_an_open_alert_says_since_when_and_how_late_it_was_told(began: float, text: str) -> None:
+    look: dict[AlertKind, Callable[[], Evidence]] = {"prediction": lambda: Evidence(2.0, 0.1, (VIEW,), began)}
+    moved, _ = book().tick("p", NOON, NOON, look, 0)
+    assert moved[0].alert.message == f"p: vibration 9.1 mm/s, expected 3.2 ± 0.6{text}; explains 83 % of the surprise"
+
+
+def test_a_resolved_alert_says_how_long_it_was_and_row_numbers_are_no_clock() -> None:
+    look: dict[AlertKind, Callable[[], Evidence]] = {"prediction": lambda: Evidence(2.0, 0.1, (VIEW,), NOON - 40)}
+    alerts = book()
+    alerts.tick("p", NOON, NOON, look, 0)
+    alerts.tick("p", NOON + 200, NOON + 200, look, 0)
+    assert "± 0.6 for 4 min (told after 40 s); explains" in alerts.forget("p", NOON + 900)[0].alert.message
+    look = {"prediction": lambda: Evidence(2.0, 0.1, (VIEW,), 300.0)}
+    moved, _ = alerts.tick("p", 330.0, NOON, look, 0)
+    assert "± 0.6 for 30 s; explains" in moved[0].alert.message
+
+
+def test_silence_says_since_when_and_how_long_it_was() -> None:
+    alerts = book()
+    first = alerts.start("p", "silence", NOON, NOON + 600)[0].alert
+    assert (first.started, first.fired, first.updated) == (NOON, NOON + 600, NOON + 600)
+    assert first.message == "p: nothing heard since 12:00 UTC"
+    last = alerts.end("p", "silence", NOON + 1200)[0].alert
+    assert (last.ended, last.message) == (NOON + 1200, "p: nothing heard for 20 min; resolved")
 
 
 def test_numbers_and_spans_are_written_as_people_do() -> None:
@@ -137,4 +350,4 @@ def test_numbers_and_spans_are_written_as_people_do() -> None:
         "?",
         "?",
     ]
-    assert [duration(s) for s in (5.0, 240.0, 7200.0, 200000.0)] == ["5 s", "4 min", "2 h", "2 d"]
+    assert [duration(s) for s in (0.25, 5.0, 240.0, 7200.0, 200000.0)] == ["0.25 s", "5 s", "4 min", "2 h", "2 d"]

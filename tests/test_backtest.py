@@ -205,10 +205,10 @@ class TestAlerts:
         for identity, alert in last.items():
             rows = np.flatnonzero([line["alert_id"] == identity for line in seen.rows])
             assert len(rows)
-            began = np.datetime64(int(alert["started"]), "s")
+            began = np.datetime64(int(alert["fired"]), "s")
             assert np.datetime64(times[rows[0]]) == began
             if alert["state"] == "resolved":
-                assert np.datetime64(times[rows[-1]]) < np.datetime64(int(alert["ended"]), "s")
+                assert np.datetime64(times[rows[-1]]) < np.datetime64(int(alert["updated"]), "s")
             else:
                 assert rows[-1] == len(times) - 1
         assert {line["alert_id"] for line in seen.rows} - {""} <= set(last)
@@ -357,6 +357,7 @@ class TestWithAConfiguration:
         ranged = next(alert for alert in done.alerts if alert["kind"] == "range")
         assert ranged["channels"][0] == {
             "name": "pressure", "unit": "bar", "value": 25.0, "expected": None, "low": None, "high": 20.0, "share": 1.0,
+            "how": "", "by": None, "readings": 0,
         }  # fmt: skip
 
     def test_the_stored_model_is_used(self, tmp_path: Path, config: Path) -> None:

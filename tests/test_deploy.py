@@ -170,6 +170,7 @@ def feed(metrics: Metrics, registry_time: float) -> None:
         metrics.values_dropped(profile, dict.fromkeys(VALUE_DROPS, 1))
         metrics.unknown_channels(profile, 1)
         metrics.ticks(profile, 40)
+        metrics.heard(profile, 400.0)
         metrics.alert_budget(profile, 1 / 604800)
         metrics.devices(profile, {"scoring": 30, "learning": 5, "silent": 2})
         metrics.learning(profile, 0.6)

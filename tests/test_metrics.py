@@ -104,7 +104,7 @@ class TestAtStart:
 
     def test_what_is_not_known_has_no_series(self, registry: CollectorRegistry, metrics: Metrics) -> None:
         names = {sample.name for family in registry.collect() for sample in family.samples}
-        assert not names & {"sentinel_model_info", "sentinel_device_score", "sentinel_alert_budget_interval_seconds"}
+        assert not names & {"sentinel_model_info", "sentinel_device_score", "sentinel_alert_budget_per_device_week"}
 
     def test_says_its_version(self, registry: CollectorRegistry, metrics: Metrics) -> None:
         assert value(registry, "sentinel_build_info", version=__version__) == 1
@@ -127,6 +127,7 @@ class TestValues:
             metrics.values_dropped("pump", {"bad_value": 4})
             metrics.unknown_channels("pump", 5)
             metrics.ticks("pump", 6)
+            metrics.heard("pump", 0.25)
             metrics.anomalies("pump", "prediction", 7)
             metrics.alerts_started("pump", "range")
             metrics.dead_letters(sent=8, suppressed=9)
@@ -140,6 +141,7 @@ class TestValues:
             "values": value(registry, "sentinel_values_dropped_total", profile="pump", reason="bad_value"),
             "unknown": value(registry, "sentinel_unknown_channels_total", profile="pump"),
             "ticks": value(registry, "sentinel_ticks_total", profile="pump"),
+            "heard": value(registry, "sentinel_device_heard_seconds_total", profile="pump"),
             "anomalies": value(registry, "sentinel_anomalies_total", profile="pump", kind="prediction"),
             "alerts": value(registry, "sentinel_alerts_total", profile="pump", kind="range"),
             "dead": value(registry, "sentinel_dead_letters_total"),
@@ -148,7 +150,7 @@ class TestValues:
             "publishes": value(registry, "sentinel_publishes_dropped_total"),
             "snapshot": value(registry, "sentinel_snapshot_errors_total"),
         }
-        assert list(got.values()) == [6, 2, 4, 8, 10, 12, 14, 2, 16, 18, 2, 20, 2], got
+        assert list(got.values()) == [6, 2, 4, 8, 10, 12, 0.5, 14, 2, 16, 18, 2, 20, 2], got
 
     def test_gauges_hold_what_was_said_last(self, registry: CollectorRegistry, metrics: Metrics) -> None:
         for n in (9.0, 0.5):
@@ -194,11 +196,14 @@ class TestValues:
         assert value(registry, "sentinel_model_info", profile="pump", version="b2", cell="gru") == 1
         assert value(registry, "sentinel_model_trained_timestamp_seconds", profile="pump") == 6
 
-    def test_the_budget_is_an_interval_and_absent_when_off(self, registry: CollectorRegistry, metrics: Metrics) -> None:
-        metrics.alert_budget("pump", 1 / 604800)
-        assert value(registry, "sentinel_alert_budget_interval_seconds", profile="pump") == pytest.approx(604800)
-        metrics.alert_budget("pump", 0.0)
+    def test_the_budget_is_absent_when_off(self, registry: CollectorRegistry, metrics: Metrics) -> None:
+        metrics.alert_budget("pump", 2 / 604800)
+        assert value(registry, "sentinel_alert_budget_interval_seconds", profile="pump") == pytest.approx(302400)
+        assert value(registry, "sentinel_alert_budget_per_device_week", profile="pump") == pytest.approx(2)
+        for _ in range(2):
+            metrics.alert_budget("pump", 0.0)
         assert value(registry, "sentinel_alert_budget_interval_seconds", profile="pump") is None
+        assert value(registry, "sentinel_alert_budget_per_device_week", profile="pump") is None
 
     def test_the_snapshot_ages_between_scrapes(self, registry: CollectorRegistry) -> None:
         now = [100.0]

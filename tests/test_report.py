@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 
 from sentinel.backtest import Result
-from sentinel.commands import _report
+from sentinel.commands import _report, backtest
 from sentinel.commands._report import write_report
 from sentinel.errors import DataError
 from sentinel.records import Alert, ChannelView
@@ -81,6 +82,7 @@ def made_up(
             channels=(view,),
             message=f"{device}: {channels[0]} 8 bar, expected 0.5 ± 0.3 for 40 s; resolved",
             model=None,
+            fired=start + 310,
         )
         result.alerts.append(alert)
     return result
@@ -135,7 +137,7 @@ class TestWords:
     def test_alarms_stand_beside_their_budget(self, tmp_path: Path) -> None:
         summary = {"device_weeks": 4.0, "alerts_per_device_week": 0.25, "alert_budget_per_device_week": 1.0}
         page = Page(written(tmp_path, made_up(), **summary))
-        assert "budget 1; 1 in 4.0 device-weeks" in page.text
+        assert "budget 1; 1 in 4.0 device-weeks, 4 allowed" in page.text
         assert "too short to tell" not in page.text
         assert "too short to tell" in Page(written(tmp_path, made_up())).text
 
@@ -143,6 +145,44 @@ class TestWords:
         text = Page(written(tmp_path, made_up())).text
         assert "2020-03-09 10:38:20" in text
         assert "pump-1: pressure 8 bar, expected 0.5 ± 0.3 for 40 s" in text
+
+    def test_each_alert_is_told_with_its_delay_length_and_channels(self, tmp_path: Path) -> None:
+        result = made_up()
+        (alert,) = result.alerts
+        tick = replace(alert, id="other", kind="gap", ended=alert.started, fired=alert.started, channels=())
+        pending = replace(alert, id="third", fired=None)
+        result.alerts += [tick, pending]
+        text = re.sub(r"\s+", " ", Page(written(tmp_path, result)).text.replace("\n", " "))
+        assert "10 s2020-03-09 10:38:30" in text
+        assert "pressure 80%" in text
+        assert "at onceone reading" in text
+        assert "never fired" in text
+
+    def test_rows_flagged_are_a_share_of_those_not_learned_from(self, tmp_path: Path) -> None:
+        assert "40 (8.00%) flagged" in Page(written(tmp_path, made_up())).text
+
+    def test_other_budgets_stand_beside_what_they_allow(self, tmp_path: Path) -> None:
+        other = {"1/month": 1, "1/week": 3, "1/day": 40}
+        text = Page(written(tmp_path, made_up(), device_weeks=4.0, would_have_fired=other)).text
+        assert "What would have fired" in text
+        assert "1/month10.250.933" in text
+        assert "1/week (this run)30.754" in text
+        assert "1/day401028" in text
+        assert "What would have fired" not in Page(written(tmp_path, made_up())).text
+
+    def test_labels_are_said_as_recall_and_rates(self, tmp_path: Path) -> None:
+        text = Page(written(tmp_path, made_up())).text
+        assert "recall 100%, 0 missed; median delay 5 s" in text
+        assert "0.0% of normal rows flagged (FAR); 27.3% of labelled rows not flagged (MAR)" in text
+
+    @pytest.mark.parametrize(
+        ("fired", "told"), [(290, "open already"), (310, "after 15 s"), (400, "none"), (None, "none")]
+    )
+    def test_a_labelled_event_says_when_its_alert_fired(self, tmp_path: Path, fired: float | None, told: str) -> None:
+        result = made_up()
+        (alert,) = result.alerts
+        result.alerts[0] = replace(alert, fired=fired and START + fired, ended=START + max(fired or 0, 340))
+        assert f"found after 5 s{told}" in Page(written(tmp_path, result)).text
 
     def test_missed_events_are_said(self, tmp_path: Path) -> None:
         result = made_up()
@@ -235,6 +275,40 @@ class TestData:
         assert values.max() == 8.0
         assert values.min() == pytest.approx(result.values[:, 0].min())
         assert decoded(device["flags"], "u1").any()
+
+
+class TestTerminal:
+    def test_it_shows_the_budget_its_others_the_labels_and_the_episodes(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        result = made_up()
+        summary = result.summary() | {"device_weeks": 4.0, "alerts_per_device_week": 0.25}
+        backtest._show(summary | {"would_have_fired": {"1/month": 1, "1/day": 5}}, result, None)
+        text = re.sub(r"\s+", " ", capsys.readouterr().out)
+        for said in (
+            "flagged rows 40 (8.00%)",
+            "alarms per device-week 0.25, budget 1.00: 1 in 4.0 device-weeks, 4 allowed",
+            "at 1/month 1 would have fired, 0.933 allowed",
+            "at 1/day 5 would have fired, 28 allowed",
+            "labelled events 1 of 1 found (recall 100%), median delay 5 s",
+            "rows against labels F1 0.842, FAR 0.0%, MAR 27.3%",
+            "began told after lasted kind channels",
+            "2020-03-09 10:38:20 10 s 40 s prediction pressure 80%",
+            "pump-1: pressure 8 bar, expected 0.5 ± 0.3 for 40 s; resolved",
+        ):
+            assert said in text
+        assert "too short" not in text
+
+    def test_a_device_name_cannot_style_the_terminal(self, capsys: pytest.CaptureFixture[str]) -> None:
+        result = made_up(("[red]p[/]",))
+        backtest._show(result.summary(), result, None)
+        assert "    [red]p[/]: pressure 8 bar" in capsys.readouterr().out
+
+    def test_many_alerts_are_not_all_listed(self, capsys: pytest.CaptureFixture[str]) -> None:
+        result = made_up()
+        result.alerts = [replace(result.alerts[0], id=str(n)) for n in range(14)]
+        backtest._show(result.summary(), result, None)
+        assert "… and 4 more" in capsys.readouterr().out
 
 
 class Browser:

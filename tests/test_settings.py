@@ -10,12 +10,15 @@ import tomllib
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sentinel.adapters.models import save_model
 from sentinel.commands.check_config import check_config
 from sentinel.errors import ConfigError
+from sentinel.model.calibrate import REFRACTORY
 from sentinel.records import Channel, EventTime, ModelSpec, ProfileSpec
 from sentinel.settings import (
     Settings,
@@ -23,6 +26,7 @@ from sentinel.settings import (
     filters_overlap,
     load_settings,
     parse_duration,
+    schema,
     settings_reference,
     topic_filter,
     wildcards,
@@ -525,20 +529,31 @@ class TestRefusals:
 class TestWarnings:
     def test_a_sound_configuration_has_none(self, tmp_path: Path) -> None:
         assert load(tmp_path, WHOLE).warnings() == []
-        assert load(tmp_path, WHOLE).warnings(dt=1.0) == []
+        assert load(tmp_path, WHOLE).warnings({"pump": 1.0}) == []
 
     def test_a_budget_near_the_ticks_between_alerts_is_said(self, tmp_path: Path) -> None:
-        assert load(tmp_path, TOPIC + 'alert_budget = "1/day"').warnings(dt=3600.0) == [
+        assert load(tmp_path, TOPIC + 'alert_budget = "1/day"').warnings({"pump": 3600.01}) == [
             (
                 'profiles.pump.alert_budget = "1/day" is one alert in 24 ticks of 1h: below 150, '
                 "single alerts cannot be told apart; choose a smaller budget"
             )
         ]
 
+    @pytest.mark.parametrize("threshold", ["", "threshold = 3\n"])
+    def test_of_a_budget_that_does_not_rule_or_of_an_unknown_interval_nothing_is_said(
+        self, tmp_path: Path, threshold: str
+    ) -> None:
+        settings = load(tmp_path, TOPIC + 'alert_budget = "1/day"\n' + threshold)
+        assert settings.warnings({"other": 3600.0}) == []
+        assert settings.warnings({"pump": 3600.0 if threshold else 575.9}) == []
+
+    def test_alerts_can_be_told_apart_from_twice_the_refractory_on(self) -> None:
+        assert schema._LEAST_TICKS_PER_ALERT == 2 * REFRACTORY
+
     def test_what_has_no_effect_is_said(self, tmp_path: Path) -> None:
         (tmp_path / "key").touch()
         text = '[mqtt]\nusername = "me"\nqos = 0\ntls = { key = "key" }\n' + TOPIC
-        assert load(tmp_path, text + 'threshold = 3\nalert_budget = "off"\n').warnings(dt=1.0) == [
+        assert load(tmp_path, text + 'threshold = 3\nalert_budget = "off"\n').warnings({"pump": 1.0}) == [
             "mqtt.tls.key has no effect without mqtt.tls.cert",
             "mqtt.port = 1883 with TLS: brokers usually expect TLS on 8883",
             "mqtt.username without mqtt.password_file: no password will be sent",
@@ -728,3 +743,36 @@ class TestCheckConfig:
         assert "keepalive = 60 # default" in lines
         assert "# client_id is not set # default" in lines
         assert 'silence_after = "5m" # s.toml:' + str(line_of(WHOLE, "silence_after")) in lines
+
+    def test_it_says_from_which_interval_on_a_budget_makes_no_sense(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        text = '[profiles.{}]\ntopic = "{}/{{device}}"\nalert_budget = "{}"\n'
+        (tmp_path / "s.toml").write_text(text.format("a", "a", "1/day") + text.format("b", "b", "off"))
+        check_config(tmp_path / "s.toml")
+        printed = capsys.readouterr()
+        budgets = [line for line in printed.out.splitlines() if line.startswith("alert_budget")]
+        assert [line.endswith("; for devices that send at least every 9m36s") for line in budgets] == [True, False]
+        assert printed.err == ""
+
+    def test_it_warns_where_the_model_has_learned_a_longer_interval(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "s.toml").write_text('[store]\npath = "state"\n[profiles.pump]\ntopic = "plant/{device}"\n')
+        for profile, manifest in (("pump", {"interval": 7200.0}), ("other", {"interval": 9.0})):
+            save_model(tmp_path / "state" / "models", profile, {"w": np.zeros(1)}, manifest)
+        check_config(tmp_path / "s.toml")
+        assert capsys.readouterr().err == (
+            'warning: profiles.pump.alert_budget = "1/week" is one alert in 84 ticks of 2h: below 150, '
+            "single alerts cannot be told apart; choose a smaller budget\n"
+        )
+
+    def test_a_model_that_cannot_be_read_is_not_its_business(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "s.toml").write_text('[store]\npath = "state"\n[profiles.pump]\ntopic = "plant/{device}"\n')
+        folder = tmp_path / "state" / "models" / "pump" / "broken"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{")
+        check_config(tmp_path / "s.toml")
+        assert capsys.readouterr().err == ""

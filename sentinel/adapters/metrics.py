@@ -25,6 +25,8 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 ValueDrop = Literal["bad_value"]
 VALUE_DROPS: tuple[ValueDrop, ...] = get_args(ValueDrop)
 
+WEEK = 604800.0  # seconds
+
 OPEN: tuple[str, ...] = ()
 """Marks a label whose values are not known beforehand."""
 
@@ -115,6 +117,22 @@ ALERT_BUDGET = Metric(
     "Compare with the rate of sentinel_alerts_total; well over it: look for a changed fleet and retrain.",
     _PROFILE,
     from_start=False,
+)
+ALERT_BUDGET_WEEKLY = Metric(
+    "gauge",
+    "sentinel_alert_budget_per_device_week",
+    "Alerts of kind prediction that the budget allows a device that is well in a week; no series: no budget. "
+    "Well under 604800 times the rate of sentinel_alerts_total over that of sentinel_device_heard_seconds_total: "
+    "the fleet has changed, train again.",
+    _PROFILE,
+    from_start=False,
+)
+HEARD = Metric(
+    "counter",
+    "sentinel_device_heard_seconds_total",
+    "Event time that passed between the scored readings of all devices, pauses left out: 604800 is a device-week. "
+    "Flat while ticks grow: the profile has no model yet.",
+    _PROFILE,
 )
 DEVICES = Metric(
     "gauge",
@@ -394,8 +412,14 @@ class Metrics(Collector):
         """Set the budget, in alerts per second and device; 0: none."""
         if per_second > 0:
             self._gauges[ALERT_BUDGET].labels(profile).set(1 / per_second)
+            self._gauges[ALERT_BUDGET_WEEKLY].labels(profile).set(WEEK * per_second)
         else:
             self._gauges[ALERT_BUDGET].remove(profile)
+            self._gauges[ALERT_BUDGET_WEEKLY].remove(profile)
+
+    def heard(self, profile: str, seconds: float) -> None:
+        """Add event time in which devices were scored, summed over them."""
+        self._counters[HEARD].labels(profile).inc(seconds)
 
     def devices(self, profile: str, counts: Mapping[DeviceState, int]) -> None:
         """Set how many devices are in each state; a state left out has none."""

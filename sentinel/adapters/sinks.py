@@ -28,9 +28,10 @@ SYSTEM = "_system"
 EMPTY_LEVEL = "%"
 COMMAND_LEVELS = 3
 LONGEST_SHELF = 366 * 86400.0  # seconds
-VERBS: dict[str, Literal["acknowledge", "shelve", "forget"]] = {
+VERBS: dict[str, Literal["acknowledge", "shelve", "normal", "forget"]] = {
     "acknowledge": "acknowledge",
     "shelve": "shelve",
+    "normal": "normal",
     "forget": "forget",
 }
 MAX_LEVELS = 100  # of a device id; brokers bound the depth of a topic (mosquitto at 200)

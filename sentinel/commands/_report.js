@@ -227,6 +227,11 @@
       this.spans(pen, device.labelled, colours("label-fill"), TOP, floor);
       this.spans(pen, device.alerts.map((a) => [a.from, a.to]), colours("alert"), TOP, floor);
       this.spans(pen, device.labelled, colours("label"), floor - 4, floor);
+      pen.setLineDash([3, 3]);
+      for (const { from, fired } of device.alerts) {
+        if (fired > from) this.rule(pen, this.x(fired), TOP, this.x(fired), floor, colours("flag"));
+      }
+      pen.setLineDash([]);
       if (this.at === null) {
         pen.setLineDash([6, 4]);
         this.rule(pen, GUTTER, y(1), GUTTER + width, y(1), colours("flag"));

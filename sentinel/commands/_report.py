@@ -18,17 +18,19 @@ import numpy as np
 import numpy.typing as npt
 
 from sentinel import __version__
-from sentinel.backtest import Result
+from sentinel.backtest import Event, Result
 from sentinel.errors import DataError
 from sentinel.records import Alert, Floats
-from sentinel.stream.alerts import duration, quantity
+from sentinel.settings.values import parse_budget
+from sentinel.stream.alerts import DATED, duration, quantity
 
 MOST_DEVICES = 50  # with plots; those with the most alerts
 MOST_NUMBERS = 6_000_000  # in all plots, 4 bytes each
 MOST_LINES = 500  # of a table
 FLAGGED, LABELLED, LEARNED = 1, 2, 4
-DATED = 1e8  # seconds; smaller times are row numbers or seconds from a start
-SHORT = 1.0  # device-weeks; less cannot tell a budget of alerts a week
+SHORT = 1.0  # alerts that a budget allows in the time watched; fewer cannot be told from none
+MOST_CHANNELS = 3  # named of an alert
+WEEK = 604800.0
 
 
 def write_report(path: Path, result: Result, summary: dict[str, Any]) -> None:
@@ -65,6 +67,7 @@ def _page(result: Result, summary: dict[str, Any], shown: Sequence[int]) -> str:
             *_head(result, summary),
             "<main>",
             *_alerts(result, shown),
+            *_other_budgets(result, summary),
             *_events(result, shown),
             *_plots(result, shown),
             "</main>",
@@ -86,7 +89,7 @@ def _head(result: Result, summary: dict[str, Any]) -> Iterator[str]:
         (
             "rows",
             f"{summary['rows']:,}",
-            ", ".join(f"{summary[f'rows_{what}']:,} {what}" for what in ("learned", "scored", "flagged"))
+            f"{summary['rows_learned']:,} learned, {summary['rows_scored']:,} scored, {flagged(summary)} flagged"
             + (
                 f"; learned from {elsewhere:,} of other recordings"
                 if (elsewhere := summary.get("rows_learned_elsewhere"))
@@ -121,16 +124,17 @@ def _rate_card(summary: dict[str, Any]) -> tuple[str, str, str, str]:
     name, allowed = "alarms per device and week", f"budget {quantity(budget)}" if budget else "no budget: off"
     if rate is None:
         return name, "–", allowed, ""
-    starts = summary["alerts"].get("prediction", 0)
-    over = f"{starts} in {_weeks(weeks)}"
-    if weeks < SHORT:
-        return name, quantity(rate), f"{allowed}; {over}: too short to tell", ""
-    return name, quantity(rate), f"{allowed}; {over}", "good" if rate <= budget else "bad"
+    said = f"{allowed}; {counted(summary)}"
+    if weeks * budget < SHORT:
+        return name, quantity(rate), f"{said}: too short to tell" if budget else said, ""
+    return name, quantity(rate), said, "good" if rate <= budget else "bad"
 
 
 def _label_cards(labels: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     delay, missed = labels["median_delay_seconds"], labels["events"] - labels["events_found"]
-    small = "none is labelled in the rows that were scored" if not labels["events"] else f"{missed} missed"
+    small = "none is labelled in the rows that were scored"
+    if labels["events"]:
+        small = f"recall {labels['events_found'] / labels['events']:.0%}, {missed} missed"
     if delay is not None:
         small += f"; median delay {duration(delay)}"
     tone = "" if not labels["events"] else "good" if not missed else "bad"
@@ -138,8 +142,11 @@ def _label_cards(labels: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     if labels["f1"] is not None:
         false, miss = labels["false_alarm_rate"], labels["missed_alarm_rate"]
         said = [
-            f"{share:.1%} of {rows} rows {verb}"
-            for share, rows, verb in ((false, "normal", "flagged"), (miss, "labelled", "not flagged"))
+            f"{share:.1%} of {rows} rows {verb} ({short})"
+            for share, rows, verb, short in (
+                (false, "normal", "flagged", "FAR"),
+                (miss, "labelled", "not flagged", "MAR"),
+            )
             if share is not None
         ]
         yield "rows against labels, F1", f"{labels['f1']:.2f}", "; ".join(said), ""
@@ -163,20 +170,46 @@ def _sentence(result: Result, summary: dict[str, Any]) -> str:
 
 
 def _alerts(result: Result, shown: Sequence[int]) -> Iterator[str]:
-    final = result.final
+    final = episodes(result)
     yield f"<h2>Alerts</h2>{_left_out(len(final))}"
     if not final:
         yield "<p class=dim>None.</p>"
         return
-    yield '<div class=scroll tabindex=0 role=region aria-label="Alerts"><table><thead><tr><th>Began'
-    yield "<th>Lasted<th>Kind<th>Severity<th>Highest score<th>What</tr></thead><tbody>"
+    yield '<div class=scroll tabindex=0 role=region aria-label="Alerts"><table class=alerts><thead><tr><th>Began'
+    yield "<th>Told after<th>Lasted<th>Kind<th>Highest score<th>Channels<th>What</tr></thead><tbody>"
     for alert in final[:MOST_LINES]:
         end, score = _until(result, alert), _highest(result, alert)
-        lasted = duration(end - alert.started) + (", still open at the end" if alert.ended is None else "")
+        lasted = duration(end - alert.started) + ", still open at the end" if alert.ended is None else length(alert)
         when = _link(result, shown, alert.device, alert.started, end)
+        fired = ""
+        if alert.fired is not None and alert.fired > alert.started:
+            fired = f"<div class=dim>{escape(moment(result, alert.fired))}</div>"
+        bars = "".join(
+            f'<div class=share><i style="width:{100 * share:.0f}%"></i><span>{escape(name)} {share:.0%}</span></div>'
+            for name, share in shares(alert)
+        )
         yield (
-            f"<tr><td class=time>{when}<td>{lasted}<td>{escape(alert.kind)}<td>{escape(alert.severity)}"
-            f"<td class=number>{score}<td>{escape(alert.message.removesuffix('; resolved'))}</tr>"
+            f"<tr><td class=time>{when}<td class=time>{told_after(alert)}{fired}<td>{lasted}"
+            f"<td>{escape(alert.kind)}<div class=dim>{escape(alert.severity)}</div>"
+            f"<td class=number>{score}<td class=shares>{bars or '–'}"
+            f"<td class=what>{escape(alert.message.removesuffix('; resolved'))}</tr>"
+        )
+    yield "</tbody></table></div>"
+
+
+def _other_budgets(result: Result, summary: dict[str, Any]) -> Iterator[str]:
+    table = would_have_fired(summary)
+    if not table:
+        return
+    yield "<h2>What would have fired</h2><p class=dim>Alerts of kind prediction on these data, had the budget been another.</p>"
+    yield "<div class=scroll><table class=narrow><thead><tr><th>Budget<th class=number>Alerts"
+    yield "<th class=number>A device and week<th class=number>Allowed in this time</tr></thead><tbody>"
+    for budget, count, allowed in table:
+        mine = " (this run)" if abs(parse_budget(budget) / result.budget - 1 if result.budget else 1.0) < 1e-6 else ""
+        rate = quantity(count / summary["device_weeks"]) if summary["device_weeks"] else "–"
+        yield (
+            f"<tr><td>{escape(budget)}{mine}<td class=number>{count:,}<td class=number>{rate}"
+            f"<td class=number>{quantity(allowed)}</tr>"
         )
     yield "</tbody></table></div>"
 
@@ -187,7 +220,7 @@ def _events(result: Result, shown: Sequence[int]) -> Iterator[str]:
         return
     yield f"<h2>Labelled events</h2>{_left_out(len(events))}"
     yield '<div class=scroll tabindex=0 role=region aria-label="Labelled events"><table><thead><tr><th>Began'
-    yield "<th>Lasted<th>Device<th>Found</tr></thead><tbody>"
+    yield "<th class=number>Lasted<th>Device<th>Flagged<th>Alert</tr></thead><tbody>"
     for event in events[:MOST_LINES]:
         begin, end = float(result.time[event.first]), float(result.time[event.last])
         found = (
@@ -197,9 +230,23 @@ def _events(result: Result, shown: Sequence[int]) -> Iterator[str]:
         )
         yield (
             f"<tr><td class=time>{_link(result, shown, event.device, begin, end)}<td class=number>{duration(end - begin)}"
-            f"<td>{escape(event.device)}<td>{found}</tr>"
+            f"<td>{escape(event.device)}<td>{found}<td>{_told(result, event)}</tr>"
         )
     yield "</tbody></table></div>"
+
+
+def _told(result: Result, event: Event) -> str:
+    """When in an event an alert of its device fired."""
+    begin, end = float(result.time[event.first]), float(result.time[event.last])
+    during = [
+        max(alert.fired - begin, 0.0)
+        for alert in result.final
+        if alert.device == event.device
+        and alert.fired is not None
+        and alert.fired <= end
+        and _until(result, alert) >= begin
+    ]
+    return ("open already" if min(during) == 0 else f"after {duration(min(during))}") if during else "none"
 
 
 def _plots(result: Result, shown: Sequence[int]) -> Iterator[str]:
@@ -221,6 +268,7 @@ def _plots(result: Result, shown: Sequence[int]) -> Iterator[str]:
     for name, colour in (("value", "value"), ("expected", "expected"), ("score", "score"), ("flagged", "flag")):
         yield f'<span class=line style="--c:var(--{colour})">{name}</span>'
     yield '<span style="--c:var(--band)">expected band (±3 σ)</span><span style="--c:var(--alert)">alert</span>'
+    yield '<span class=told style="--c:var(--flag)">told</span>'
     yield '<span style="--c:var(--label-fill);--b:3px;--d:var(--label)">labelled</span>'
     yield '<span style="--c:var(--learned)">learned from</span></div>'
     yield "<p class=dim>Drag to zoom, shift and drag to pan, double-click for all of it; wheel zooms once a plot was"
@@ -240,11 +288,55 @@ def _foot(summary: dict[str, Any]) -> Iterator[str]:
 def _link(result: Result, shown: Sequence[int], device: str, begin: float, end: float) -> str:
     """A time that leads to its place in the plots, where the device has any."""
     at = result.devices.index(device) if device in result.devices else -1
-    when = escape(_moment(result, begin))
+    when = escape(moment(result, begin))
     if at not in shown:
         return when
     place = f'data-device="{shown.index(at)}" data-from="{begin!r}" data-to="{end!r}"'
     return f'<button type=button title="Show in the plots" {place}>{when}</button>'
+
+
+def flagged(summary: dict[str, Any]) -> str:
+    """Rows flagged, and their share of those that were not learned from."""
+    judged = summary["rows"] - summary["rows_learned"]
+    share = f" ({summary['rows_flagged'] / judged:.2%})" if judged else ""
+    return f"{summary['rows_flagged']:,}{share}"
+
+
+def counted(summary: dict[str, Any]) -> str:
+    """How many alerts there were, and how many the budget allows in that time."""
+    weeks, starts = summary["device_weeks"], summary["alerts"].get("prediction", 0)
+    allowed = weeks * summary["alert_budget_per_device_week"]
+    return f"{starts:,} in {_weeks(weeks)}" + (f", {allowed:.2g} allowed" if allowed else "")
+
+
+def episodes(result: Result) -> list[Alert]:
+    """The alerts as they ended up, in order of their beginnings."""
+    return sorted(result.final, key=lambda alert: alert.started)
+
+
+def would_have_fired(summary: dict[str, Any]) -> list[tuple[str, int, float]]:
+    """Budgets, the alerts that would have started with each, and those that it allows in that time."""
+    seconds = summary["device_weeks"] * WEEK
+    return [(text, n, parse_budget(text) * seconds) for text, n in summary.get("would_have_fired", {}).items()]
+
+
+def told_after(alert: Alert) -> str:
+    """Time from an episode's beginning to its alert."""
+    if alert.fired is None:
+        return "never fired"
+    return duration(alert.fired - alert.started) if alert.fired > alert.started else "at once"
+
+
+def length(alert: Alert) -> str:
+    """How long an episode that is over was."""
+    lasted = (alert.ended if alert.ended is not None else alert.updated) - alert.started
+    return duration(lasted) if lasted > 0 else "one reading"
+
+
+def shares(alert: Alert) -> list[tuple[str, float]]:
+    """Channels with the largest parts of the surprise; none for rules that are of no channel."""
+    found = sorted(((view.name, view.share) for view in alert.channels), key=lambda pair: -pair[1])
+    return [(name, share) for name, share in found[:MOST_CHANNELS] if share >= 0.01]
 
 
 def _left_out(count: int) -> str:
@@ -253,7 +345,7 @@ def _left_out(count: int) -> str:
 
 def _covered(result: Result) -> str:
     begin, end = float(result.time.min()), float(result.time.max())
-    return f"{_some(result.devices)}: {_moment(result, begin)} to {_moment(result, end)}"
+    return f"{_some(result.devices)}: {moment(result, begin)} to {moment(result, end)}"
 
 
 def _some(names: Sequence[str]) -> str:
@@ -268,7 +360,8 @@ def _dated(result: Result) -> bool:
     return float(np.median(result.time)) > DATED
 
 
-def _moment(result: Result, time: float) -> str:
+def moment(result: Result, time: float) -> str:
+    """A time as people write it, UTC; of recordings without dates, the number."""
     if not _dated(result):
         return f"{time:.15g} s"
     try:
@@ -353,7 +446,7 @@ def _device(result: Result, at: int) -> dict[str, Any]:
             for channel in range(len(result.channels))
         ],
         "alerts": [
-            {"from": alert.started, "to": _until(result, alert), "kind": alert.kind}
+            {"from": alert.started, "to": _until(result, alert), "fired": alert.fired, "kind": alert.kind}
             for alert in result.final
             if alert.device == name
         ],

@@ -13,11 +13,15 @@ from sentinel import trainer
 from sentinel.adapters.models import list_models
 from sentinel.adapters.tables import ScoresWriter, read_tables
 from sentinel.backtest import Backtest, Plan, Result, alert_json
+from sentinel.commands import _report
 from sentinel.commands._profile import profile_spec
 from sentinel.commands._progress import progress_bar
 from sentinel.errors import DataError
 from sentinel.records import ProfileSpec
 from sentinel.settings import load_settings
+from sentinel.stream.alerts import duration, quantity
+
+MOST_EPISODES = 10  # printed; the report has all
 
 
 def backtest(
@@ -105,13 +109,7 @@ def _write(out: Path, result: Result, summary: dict[str, Any], times: list[bytes
     except OSError as error:
         msg = f"{out} cannot be written ({error.strerror}); check the folder"
         raise DataError(msg) from error
-    from sentinel.commands._report import write_report
-
-    write_report(out / "report.html", result, summary)
-
-
-def _too_short(summary: dict[str, Any]) -> str:
-    return ", too short to tell" if summary["device_weeks"] * summary["alert_budget_per_device_week"] < 1 else ""
+    _report.write_report(out / "report.html", result, summary)
 
 
 def _learned_from(summary: dict[str, Any]) -> str:
@@ -121,32 +119,58 @@ def _learned_from(summary: dict[str, Any]) -> str:
 
 def _show(summary: dict[str, Any], result: Result, out: Path | None) -> None:
     console = Console()
-    rate = summary["alerts_per_device_week"]
     table = Table(show_header=False, box=None)
     table.add_row(
         "rows", f"{summary['rows']:,}; learned from {_learned_from(summary)}, scored {summary['rows_scored']:,}"
     )
     table.add_row("devices, channels", f"{summary['devices']}, {len(summary['channels'])}")
-    table.add_row("flagged rows", f"{summary['rows_flagged']:,}")
+    table.add_row("flagged rows", _report.flagged(summary))
     alerts = ", ".join(f"{count} {kind}" for kind, count in summary["alerts"].items()) or "none"
     table.add_row("alerts", alerts)
-    if rate is not None:
-        table.add_row(
-            "alerts per device-week",
-            f"{rate:.2f}{_too_short(summary)} (budget {summary['alert_budget_per_device_week']:.2f}, {summary['device_weeks']:.2f} device-weeks)",
-        )
+    _show_budget(summary, table)
     labels = summary.get("labels")
     if labels:
-        table.add_row("labelled events", f"{labels['events_found']} of {labels['events']} found")
-        if labels["f1"] is not None:
-            table.add_row(
-                "rows against labels",
-                f"F1 {labels['f1']:.3f}, missed {labels['missed_alarm_rate'] or 0:.1%}, false {labels['false_alarm_rate'] or 0:.1%}",
-            )
+        _show_labels(labels, table)
     console.print(table)
-    for alert in result.final[:10]:
-        console.print(f"  {alert.message}", highlight=False, soft_wrap=True, markup=False)
-    if len(result.final) > 10:
-        console.print(f"  … and {len(result.final) - 10} more")
+    _show_episodes(result, console)
     if out is not None:
         console.print(f"written: {out}/scores.csv, alerts.jsonl, summary.json, report.html", highlight=False)
+
+
+def _show_budget(summary: dict[str, Any], table: Table) -> None:
+    rate, budget = summary["alerts_per_device_week"], summary["alert_budget_per_device_week"]
+    if rate is not None:
+        short = " (too short to tell)" if 0 < summary["device_weeks"] * budget < _report.SHORT else ""
+        said = f"budget {budget:.2f}" if budget else "no budget: off"
+        table.add_row("alarms per device-week", f"{rate:.2f}, {said}: {_report.counted(summary)}{short}")
+    for text, count, allowed in _report.would_have_fired(summary):
+        table.add_row(f"  at {text}", f"{count} would have fired, {quantity(allowed)} allowed")
+
+
+def _show_labels(labels: dict[str, Any], table: Table) -> None:
+    found, events = labels["events_found"], labels["events"]
+    recall = f" (recall {found / events:.0%})" if events else ""
+    delay = labels["median_delay_seconds"]
+    after = f", median delay {duration(delay)}" if delay is not None else ""
+    table.add_row("labelled events", f"{found} of {events} found{recall}{after}")
+    if labels["f1"] is not None:
+        false, missed = labels["false_alarm_rate"] or 0.0, labels["missed_alarm_rate"] or 0.0
+        table.add_row("rows against labels", f"F1 {labels['f1']:.3f}, FAR {false:.1%}, MAR {missed:.1%}")
+
+
+def _show_episodes(result: Result, console: Console) -> None:
+    final = _report.episodes(result)
+    if not final:
+        return
+    rows = [("began", "told after", "lasted", "kind", "channels")]
+    for alert in final[:MOST_EPISODES]:
+        lasted = "open at the end" if alert.ended is None else _report.length(alert)
+        channels = ", ".join(f"{name} {share:.0%}" for name, share in _report.shares(alert))
+        rows.append((_report.moment(result, alert.started), _report.told_after(alert), lasted, alert.kind, channels))
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    messages = ["", *(f"\n    {alert.message}" for alert in final[:MOST_EPISODES])]
+    for line, message in zip(lines, messages, strict=True):
+        console.print(f"  {line}{message}", highlight=False, soft_wrap=True, markup=False)
+    if len(final) > MOST_EPISODES:
+        console.print(f"  … and {len(final) - MOST_EPISODES} more", highlight=False)

@@ -59,20 +59,21 @@ def bench(*, json_file: Path | None) -> int:
 def _detector(spec: ModelSpec) -> Detector:
     """Random weights, and devices in the middle of their life: every part of the step has work to do."""
     generator = torch.Generator().manual_seed(0)
-    shapes = weight_shapes(spec, CHANNELS, calendar=False)
-    weights = {name: 0.1 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    shapes = weight_shapes(spec, CHANNELS, calendar=False, bins=0)
+    weights = {name: 0.1 * torch.randn(1, *shape, generator=generator) for name, shape in shapes.items()}
     layout = Layout(spec, CHANNELS)
-    prior = torch.zeros(1, layout.width)
+    prior = np.zeros((1, layout.width), dtype=np.float32)
     middle = {"s": 1.0, "lo": -9.0, "hi": 9.0, "varied": 1.0, "n": 1000.0, "since": 1000.0, "warm": WARM}
+    middle |= {"accepted": 1.0, "interval": 1.0}
     for name, value in middle.items():
-        layout.view(prior, name).fill_(value)
+        layout.view(prior, name)[...] = value
     ones = np.ones(CHANNELS)
     return Detector(
         channels=tuple(f"c{at}" for at in range(CHANNELS)),
         scale=ProfileScale(0 * ones, ones, np.zeros(CHANNELS, dtype=np.bool_)),
-        forecaster=Forecaster(spec, CHANNELS, calendar=False, weights=weights),
+        forecaster=Forecaster(spec, CHANNELS, calendar=False, bins=0, weights=weights),
         prior=prior[0],
-        spread_of_locations=torch.zeros(CHANNELS),
+        spread_of_locations=np.zeros(CHANNELS, dtype=np.float32),
         interval=1.0,
         longest_run=ones,
         declared=False,
@@ -82,7 +83,7 @@ def _detector(spec: ModelSpec) -> Detector:
 def _observe(detector: Detector, batch: int) -> dict[str, Any]:
     scorer = Scorer(detector, {}, 1 / WEEK, None)
     slabs = Slabs(detector.layout, torch.device("cpu"), DEVICES)
-    scorer.begin(slabs, torch.arange(DEVICES))
+    scorer.begin(slabs, np.arange(DEVICES))
     random = np.random.default_rng(0)
     slots = [random.permutation(np.arange(1, DEVICES))[:batch] for _ in range(16)]
     values = random.standard_normal((16, batch, CHANNELS))
@@ -96,7 +97,7 @@ def _observe(detector: Detector, batch: int) -> dict[str, Any]:
 
 def _recurrent_step(detector: Detector, batch: int) -> dict[str, Any]:
     cells = Recurrence("lstm", 1, detector.forecaster.weights)
-    x = torch.randn(batch, features.width(CHANNELS, calendar=False))
+    x = torch.randn(batch, features.width(CHANNELS, calendar=False, bins=0))
     state = State(torch.zeros(1, batch, HIDDEN), torch.zeros(1, batch, HIDDEN))
     return {"batch": batch} | _timed(lambda _: cells.step(x, state), batch)
 
@@ -124,7 +125,7 @@ def _memory(horizons: tuple[int, ...]) -> dict[str, Any]:
     """What one more device takes, in bytes, at F = 4, H = 32, one layer, shared weights."""
     layout = Layout(ModelSpec(hidden=HIDDEN, horizons=horizons), CHANNELS)
     slabs = Slabs(layout, torch.device("cpu"), 1)
-    parts = {name: int(getattr(slabs, name).nbytes) for name in ("records", "ahead", "errors")}
+    parts = {name: int(getattr(slabs, name).nbytes) for name in ("state", "records", "ahead", "errors")}
     table = DeviceTable(CHANNELS, DEVICES)
     table.slots([f"plant-1/pump-{number:06}" for number in range(DEVICES)])
     flags = table.dirty.itemsize + table.used.itemsize + np.dtype(np.float64).itemsize  # and the last score

@@ -123,7 +123,7 @@ class _Reader:
         device = table.ids[slot]
         raised = 0.0
         if stream.scorer is not None and stream.slabs is not None:
-            raised = float(stream.scorer.layout.view(stream.slabs.records, "raised")[slot])
+            raised = float(stream.slabs.view("raised")[slot])
         episodes = sorted(self._data["alerts"]["open"].get(device, []), key=lambda e: _OPEN.index(e["state"]))
         return {
             "profile": self._spec.name,
@@ -157,11 +157,10 @@ class _Reader:
         }
         if stream.scorer is None or stream.slabs is None or stream.detector is None:
             return out
-        detector, view = stream.detector, stream.scorer.layout.view
-        record = stream.slabs.records[slot : slot + 1]
+        detector, slabs = stream.detector, stream.slabs
 
         def get(name: str) -> Any:
-            return view(record, name)[0].double().numpy()
+            return slabs.view(name)[slot].astype(np.float64)
 
         scale, m, s = detector.scale, get("m"), get("s")
         low, high = ((get(name) * s + m) * scale.spread + scale.location for name in ("lo", "hi"))

@@ -16,7 +16,7 @@ from sentinel.model.score import Detector
 from sentinel.model.slabs import Layout
 from sentinel.records import ModelSpec
 
-FORMAT = 1
+FORMAT = 2
 _WEIGHT = "weight."
 
 
@@ -25,8 +25,8 @@ def pack(detector: Detector) -> tuple[dict[str, Tensor], dict[str, Any]]:
     scale = detector.scale
     tensors = {_WEIGHT + name: weight for name, weight in detector.forecaster.weights.items()}
     tensors |= {
-        "prior": detector.prior,
-        "spread_of_locations": detector.spread_of_locations,
+        "prior": torch.from_numpy(detector.prior),
+        "spread_of_locations": torch.from_numpy(detector.spread_of_locations),
         "scale.location": torch.from_numpy(scale.location),
         "scale.spread": torch.from_numpy(scale.spread),
         "scale.counter": torch.from_numpy(scale.counter.astype(np.uint8)),
@@ -34,15 +34,18 @@ def pack(detector: Detector) -> tuple[dict[str, Tensor], dict[str, Any]]:
     }
     if detector.shift is not None:
         tensors |= {
-            "shift.centre": detector.shift.centre,
-            "shift.precision": detector.shift.precision,
-            "shift.most": detector.shift.most,
+            "shift.centre": torch.from_numpy(detector.shift.centre),
+            "shift.precision": torch.from_numpy(detector.shift.precision),
+            "shift.most": torch.from_numpy(detector.shift.most),
         }
     manifest = {
         "format": FORMAT,
         "model": asdict(detector.spec),
         "channels": list(detector.channels),
         "calendar": detector.forecaster.calendar,
+        "bins": detector.forecaster.bins,
+        "networks": list(detector.networks),
+        "learned_on": list(detector.learned_on),
         "interval": detector.interval,
         "declared": detector.declared,
         "shift_values_only": detector.shift is not None and detector.shift.values_only,
@@ -62,11 +65,12 @@ def unpack(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> Detect
     raw = dict(manifest["model"])
     spec = ModelSpec(**(raw | {"horizons": tuple(raw["horizons"])}))
     channels = tuple(manifest["channels"])
-    f = len(channels)
+    networks, calendar, bins = tuple(manifest["networks"]), manifest["calendar"], manifest["bins"]
+    f, count = len(channels), 1 + len(networks)
     shapes: dict[str, tuple[int, ...]] = {
-        _WEIGHT + name: shape for name, shape in weight_shapes(spec, f, manifest["calendar"]).items()
+        _WEIGHT + name: (count, *shape) for name, shape in weight_shapes(spec, f, calendar, bins).items()
     }
-    shapes |= {"prior": (Layout(spec, f).width,)}
+    shapes |= {"prior": (Layout(spec, f, bins).width,)}
     shapes |= dict.fromkeys(
         ("spread_of_locations", "scale.location", "scale.spread", "scale.counter", "longest_run"), (f,)
     )
@@ -82,9 +86,9 @@ def unpack(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> Detect
     shift = None
     if "shift.centre" in tensors:
         shift = ShiftReference(
-            tensors["shift.centre"],
-            tensors["shift.precision"],
-            tensors["shift.most"],
+            tensors["shift.centre"].numpy(),
+            tensors["shift.precision"].numpy(),
+            tensors["shift.most"].numpy(),
             bool(manifest["shift_values_only"]),
         )
     return Detector(
@@ -94,12 +98,14 @@ def unpack(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> Detect
             tensors["scale.spread"].numpy(),
             tensors["scale.counter"].numpy().astype(np.bool_),
         ),
-        forecaster=Forecaster(spec, f, manifest["calendar"], weights),
-        prior=tensors["prior"],
-        spread_of_locations=tensors["spread_of_locations"],
+        forecaster=Forecaster(spec, f, calendar, bins, weights),
+        prior=tensors["prior"].numpy(),
+        spread_of_locations=tensors["spread_of_locations"].numpy(),
         interval=float(manifest["interval"]),
         longest_run=tensors["longest_run"].numpy(),
         declared=bool(manifest["declared"]),
         shift=shift,
+        networks=networks,
+        learned_on=tuple(manifest["learned_on"]),
         version=str(manifest.get("version", "")),
     )

@@ -1,6 +1,6 @@
 """One recurrent step over a batch of devices, on the weights of `torch.nn.LSTM` or `torch.nn.GRU`.
 
-Axes: B rows in the batch, one device each; I inputs; H hidden units; L layers.
+Axes: B rows in the batch, one device each; I inputs; H hidden units; L layers; G networks.
 """
 
 from collections.abc import Mapping
@@ -26,30 +26,42 @@ class State:
     c: Tensor
 
 
+class Linear:
+    """G affine maps of one shape; each row goes through the one that its device has."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        """Take weight (G, out, in) and bias (G, out)."""
+        # Transposed once, so that each step is a plain row-major product.
+        self.weight = weight.transpose(1, 2).contiguous()
+        self.bias = bias
+
+    def __call__(self, x: Tensor, network: Tensor | None) -> Tensor:
+        """From x (B, in) to (B, out); `network` (B,) int64, None: there is but one."""
+        if network is None:
+            return torch.addmm(self.bias[0], x, self.weight[0])
+        bias, weight = self.bias.index_select(0, network), self.weight.index_select(0, network)
+        return torch.baddbmm(bias.unsqueeze(1), x.unsqueeze(1), weight).squeeze(1)
+
+
 class Recurrence:
     """Stacked cells. Holds weights only: whose state it is, is the caller's business."""
 
     def __init__(self, cell: Cell, layers: int, weights: Mapping[str, Tensor]) -> None:
-        """Take the weights under the names that `torch.nn.LSTM` and `torch.nn.GRU` give them."""
+        """Take the weights under the names that `torch.nn.LSTM` and `torch.nn.GRU` give them, each (G, …)."""
         self.cell: Cell = cell
         self.layers = layers
-        # Transposed once, so that each step is a plain row-major product.
         self._layers = [
-            (
-                weights[f"weight_ih_l{k}"].t().contiguous(),
-                weights[f"weight_hh_l{k}"].t().contiguous(),
-                weights[f"bias_ih_l{k}"],
-                weights[f"bias_hh_l{k}"],
-            )
+            tuple(Linear(weights[f"weight_{part}_l{k}"], weights[f"bias_{part}_l{k}"]) for part in ("ih", "hh"))
             for k in range(layers)
         ]
 
-    def step(self, x: Tensor, state: State) -> State:
+    def step(self, x: Tensor, state: State, network: Tensor | None = None) -> State:
         """Advance B devices by one tick.
 
         Args:
             x: inputs, (B, I).
             state: as of the tick before.
+            network: whose weights, (B,) int64; None: there is but one.
 
         Returns:
             The state after this tick; its top layer, `h[-1]`, is the output.
@@ -59,27 +71,21 @@ class Recurrence:
         """
         step = _lstm if self.cell == "lstm" else _gru
         hs, cs = [], []
-        for k, weights in enumerate(self._layers):
-            h, c = step(x, state.h[k], state.c[k], *weights)
+        for k, (from_x, from_h) in enumerate(self._layers):
+            h, c = step(from_x(x, network), from_h(state.h[k], network), state.h[k], state.c[k])
             hs.append(h)
             cs.append(c)
             x = h
         return State(torch.stack(hs), torch.stack(cs))
 
 
-def _lstm(
-    x: Tensor, h: Tensor, c: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor
-) -> tuple[Tensor, Tensor]:
-    gates = torch.addmm(b_ih, x, w_ih) + torch.addmm(b_hh, h, w_hh)
-    i, f, g, o = gates.chunk(4, dim=1)
+def _lstm(from_x: Tensor, from_h: Tensor, _h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    i, f, g, o = (from_x + from_h).chunk(4, dim=1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     return torch.sigmoid(o) * torch.tanh(c), c
 
 
-def _gru(
-    x: Tensor, h: Tensor, c: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor
-) -> tuple[Tensor, Tensor]:
-    from_x, from_h = torch.addmm(b_ih, x, w_ih), torch.addmm(b_hh, h, w_hh)
+def _gru(from_x: Tensor, from_h: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     rx, zx, nx = from_x.chunk(3, dim=1)
     rh, zh, nh = from_h.chunk(3, dim=1)
     z = torch.sigmoid(zx + zh)

@@ -1,6 +1,6 @@
 """The forecaster: a recurrent network with a linear head per horizon and, for several channels, a cross head.
 
-Axes: B rows, F channels, H hidden units, L layers, P horizons, K = P heads + the cross head where F >= 2.
+Axes: B rows, F channels, H hidden units, L layers, P horizons, K = P heads + the cross head where F >= 2, G networks.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sentinel.model import features
-from sentinel.model.cells import Recurrence, State
+from sentinel.model.cells import Linear, Recurrence, State
 from sentinel.records import ModelSpec
 
 
@@ -18,12 +18,12 @@ def head_count(spec: ModelSpec, channels: int) -> int:
     return len(spec.horizons) + (channels >= 2)
 
 
-def weight_shapes(spec: ModelSpec, channels: int, calendar: bool) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight: what a model file must hold."""
+def weight_shapes(spec: ModelSpec, channels: int, calendar: bool, bins: int) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight of one network: what a model file must hold, stacked."""
     gates = {"lstm": 4, "gru": 3}[spec.cell] * spec.hidden
     shapes: dict[str, tuple[int, ...]] = {}
     for k in range(spec.layers):
-        inputs = features.width(channels, calendar) if k == 0 else spec.hidden
+        inputs = features.width(channels, calendar, bins) if k == 0 else spec.hidden
         shapes |= {
             f"weight_ih_l{k}": (gates, inputs),
             f"weight_hh_l{k}": (gates, spec.hidden),
@@ -41,39 +41,50 @@ def weight_shapes(spec: ModelSpec, channels: int, calendar: bool) -> dict[str, t
 
 
 class Forecaster:
-    """Weights and the two things they do: forecast the coming ticks, and judge a tick by its other channels."""
+    """Weights and the two things they do: forecast the coming ticks, and judge a tick by its other channels.
 
-    def __init__(self, spec: ModelSpec, channels: int, calendar: bool, weights: Mapping[str, Tensor]) -> None:
+    Attributes:
+        weights: each (G, …): one network for all devices, or the profile's and then one for each device of its own.
+        bins: of the daily profile.
+        sigma: scale of the forecasts' errors, (G, K, F), scaled.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, channels: int, calendar: bool, bins: int, weights: Mapping[str, Tensor]
+    ) -> None:
         self.spec = spec
         self.channels = channels
         self.calendar = calendar
+        self.bins = bins
         self.weights = dict(weights)
         self._recurrence = Recurrence(spec.cell, spec.layers, weights)
-        self._head = weights["head_weight"].t().contiguous()
-        self._head_bias = weights["head_bias"]
+        self._head = Linear(weights["head_weight"], weights["head_bias"])
         self.sigma = weights["log_sigma"].exp()
         if channels >= 2:
-            self._cross_h = weights["cross_h"].t().contiguous()
-            others = 1.0 - torch.eye(channels, dtype=self._head.dtype, device=self._head.device)
-            self._cross_y = (weights["cross_y"] * others).t().contiguous()
-            self._cross_bias = weights["cross_bias"]
+            others = 1.0 - torch.eye(channels, device=self.sigma.device)
+            both = torch.cat([weights["cross_h"], weights["cross_y"] * others], 2)
+            self._cross = Linear(both, weights["cross_bias"])
 
-    def step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+    def __len__(self) -> int:
+        return len(self.sigma)
+
+    def step(self, inputs: Tensor, state: State, network: Tensor | None = None) -> tuple[Tensor, State]:
         """Advance B devices by one tick.
 
         Args:
-            inputs: `features.step`, (B, I).
-            state: as of the tick before, (L, B, H) each.
+            inputs: (B, I), see `features`.
+            state: as of the tick before.
+            network: whose weights, (B,) int64; None: there is but one.
 
         Returns:
             Locations forecast for the ticks `horizons` ahead, (B, P, F), in scaled values; the state after this tick.
             There is no skip from the last value: it lowers the error and hides the anomaly (4 points of NAB, measured).
         """
-        state = self._recurrence.step(inputs, state)
-        ahead = torch.addmm(self._head_bias, state.h[-1], self._head)
+        state = self._recurrence.step(inputs, state, network)
+        ahead = self._head(state.h[-1], network)
         return ahead.view(len(inputs), len(self.spec.horizons), self.channels), state
 
-    def cross(self, y: Tensor, state: State) -> Tensor:
+    def cross(self, y: Tensor, state: State, network: Tensor | None = None) -> Tensor:
         """Each channel from all the others at the same tick and the past before it, (B, F). Needs F >= 2.
 
         x_f(t) = b + C1 h(t-1) + C0 y(t), the diagonal of C0 being 0. On plant data with a year
@@ -83,4 +94,4 @@ class Forecaster:
             y: scaled values of this tick, (B, F), 0 where not seen.
             state: as of the tick before.
         """
-        return torch.addmm(self._cross_bias, state.h[-1], self._cross_h) + y @ self._cross_y
+        return self._cross(torch.cat([state.h[-1], y], 1), network)

@@ -13,7 +13,6 @@ import numpy as np
 
 from sentinel.records import Bools, Floats
 
-LIMIT = 1e6  # scaled values are clipped here; keeps float32 arithmetic finite
 COUNTERS_AT_LEAST = 0.9  # share of the series in which a counter grows
 
 

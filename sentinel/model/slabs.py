@@ -1,16 +1,18 @@
-"""The devices' memory: one contiguous record a device, and two rings.
+"""The devices' memory: one contiguous record a device, rings, the daily profile, and the recurrent state.
 
-Axes: N device slots, B rows in a batch, F channels, H hidden units, L layers, P horizons, K heads.
+Axes: N device slots, B rows in a batch, F channels, H hidden units, L layers, P horizons, K heads, D bins of a day.
 
-Slot 0 is nobody: batches are padded with it to a multiple of 16 rows, because a BLAS product depends on the
-batch size in the last bits unless it is such a multiple.
+Slot 0 is nobody: batches of the network are padded with it to a multiple of 16 rows, because a BLAS product depends
+on the batch size in the last bits unless it is such a multiple.
 """
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from sentinel.model.forecaster import head_count
 from sentinel.records import ModelSpec
@@ -19,22 +21,51 @@ PAD = 16
 RING = 32  # error ring: the longest window, 30, fits
 STREAMS = 4
 MEMORIES = 2
+FIELDS = (
+    "m",  # location and spread, in the profile's units
+    "s",
+    "last",  # the features' memory: last seen value, slow mean
+    "mean",
+    "lo",  # historical range, on the device's linear scale
+    "hi",
+    "v1",  # the first two values seen, and whether there was a third
+    "v2",
+    "varied",
+    "warm_sum",  # for a new device's location
+    "accepted",  # surprise that is normal for the channel, as a multiple of the threshold: at least 1
+    "shift",  # slow means of values and far errors
+    "centre",  # what they are when all is well
+    "sums",  # window sums of errors, in quanta
+    "calibration",  # mean and variance of each stream, in two memories
+    "n",  # ticks calibrated on, by head
+    "tick",  # position in the rings
+    "since",  # ticks since the state began
+    "warm",  # ticks that told where a new device lies
+    "raised",  # b of the budget's controller
+    "floor",  # least threshold on the mean
+    "frozen",  # statistics were declared
+    "alarmed",  # share of the recent ticks that were flagged
+    "group",  # row of the shift reference
+    "network",  # row of the weights
+    "interval",  # usual seconds between ticks
+)
+
+Array = npt.NDArray[Any]
+Memory = tuple[Array, ...]
+"""What `Slabs.take` gives: a row a device in each."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each field of a record lies.
+    """Where each field of a record lies, and how large the rings are.
 
-    Fields: h, c state; m, s location and spread in the profile's units; last, mean features' memory;
-    lo, hi historical range and v1, v2, varied the kind of channel, on the device's linear scale; sums window sums of
-    errors in quanta; calibration mean and variance of each stream in two memories; n ticks calibrated on, by head;
-    shift_y, shift_e slow means for the shift statistic; warm_sum for a new device's location; then single numbers:
-    tick (position in the rings), since (ticks since the state began), warm, raised (b of the budget's controller),
-    floor (least threshold), frozen, group (row of the shift reference).
+    Attributes:
+        bins: of the daily profile, D; 0: there is none.
     """
 
     spec: ModelSpec
     channels: int
+    bins: int = 0
     heads: int = field(init=False)
     period: int = field(init=False)
     offsets: tuple[int, ...] = field(init=False)
@@ -45,64 +76,92 @@ class Layout:
     def __post_init__(self) -> None:
         spec, f = self.spec, self.channels
         heads = head_count(spec, f)
-        shapes: dict[str, tuple[int, ...]] = {"h": (spec.layers, spec.hidden)}
-        if spec.cell == "lstm":
-            shapes["c"] = (spec.layers, spec.hidden)
-        shapes |= dict.fromkeys(("m", "s", "last", "mean", "lo", "hi", "v1", "v2", "varied"), (f,))
-        shapes |= dict.fromkeys(("shift_y", "shift_e", "warm_sum"), (f,))
-        shapes |= {"sums": (STREAMS, heads * f), "calibration": (MEMORIES, 2, STREAMS, heads * f), "n": (heads,)}
-        shapes |= dict.fromkeys(("tick", "since", "warm", "raised", "floor", "frozen", "group"), ())
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(FIELDS[:11], (f,))
+        shapes |= {"shift": (2, f), "centre": (2, f), "sums": (STREAMS, heads * f)}
+        shapes |= {"calibration": (MEMORIES, 2, STREAMS, heads * f), "n": (heads,)}
+        shapes |= dict.fromkeys(FIELDS[16:], ())
         fields, at = {}, 0
-        for name, shape in shapes.items():
-            fields[name] = (at, shape)
-            at += math.prod(shape)
-        offsets = tuple(sum(spec.horizons[:p]) for p in range(len(spec.horizons)))
+        for name in FIELDS:
+            fields[name] = (at, shapes[name])
+            at += math.prod(shapes[name])
         put = object.__setattr__
         put(self, "heads", heads)
         put(self, "fields", fields)
         put(self, "width", at)
-        put(self, "offsets", offsets)
+        put(self, "offsets", tuple(sum(spec.horizons[:p]) for p in range(len(spec.horizons))))
         put(self, "depth", sum(spec.horizons))
         put(self, "period", math.lcm(RING, *spec.horizons))
 
-    def view(self, records: Tensor, name: str) -> Tensor:
+    def view(self, records: Array, name: str) -> Array:
         """One field of records (B, width) as a view, (B, …)."""
         at, shape = self.fields[name]
         if not shape:
             return records[:, at]
-        part = records[:, at : at + math.prod(shape)]
-        return part if len(shape) == 1 else part.view(len(part), *shape)
+        return records[:, at : at + math.prod(shape)].reshape(len(records), *shape)
+
+    @property
+    def states(self) -> tuple[int, int, int]:
+        """Shape of a device's recurrent state: h and, for an LSTM, c."""
+        return (2 if self.spec.cell == "lstm" else 1, self.spec.layers, self.spec.hidden)
 
 
 class Slabs:
-    """The memory of N devices: `records` (N, width), `ahead` (N, depth, F), `errors` (N, RING, K F).
+    """The memory of N devices.
 
-    `ahead` holds forecasts yet to be judged: that for tick t at horizon h lies at offset(h) + t mod h.
-    `errors` holds the last RING errors in quanta (int16).
+    Attributes:
+        state: h and, for an LSTM, c, (N, 2 or 1, L, H), on the network's device.
+        records: (N, width).
+        ahead: forecasts yet to be judged, (N, depth, F): that for tick t at horizon h lies at offset(h) + t mod h.
+        errors: the last RING errors in quanta (int16), (N, RING, K F).
+        daily: each time of day's usual value, and yesterday's, (N, D, 2, F).
+        visits: times that each time of day was seen, at most 255, (N, D, F).
     """
+
+    PARTS = ("records", "ahead", "errors", "daily", "visits")
 
     def __init__(self, layout: Layout, device: torch.device, capacity: int = 0) -> None:
         self.layout = layout
         self.device = device
-        self.records = torch.zeros(capacity, layout.width, device=device)
-        self.ahead = torch.zeros(capacity, layout.depth, layout.channels, device=device)
-        self.errors = torch.zeros(capacity, RING, layout.heads * layout.channels, dtype=torch.int16, device=device)
+        f, days = layout.channels, layout.bins
+        self.state = torch.zeros(capacity, *layout.states, device=device)
+        self.records: npt.NDArray[np.float32] = np.zeros((capacity, layout.width), np.float32)
+        self.ahead: npt.NDArray[np.float32] = np.zeros((capacity, layout.depth, f), np.float32)
+        self.errors: npt.NDArray[np.int16] = np.zeros((capacity, RING, layout.heads * f), np.int16)
+        self.daily: npt.NDArray[np.float32] = np.zeros((capacity, days, 2, f), np.float32)
+        self.visits: npt.NDArray[np.uint8] = np.zeros((capacity, days, f), np.uint8)
 
     def __len__(self) -> int:
         return len(self.records)
 
     def resize(self, capacity: int) -> None:
         """Grow to `capacity` slots; what is there stays."""
-        for name in ("records", "ahead", "errors"):
-            old: Tensor = getattr(self, name)
-            new = torch.zeros(capacity, *old.shape[1:], dtype=old.dtype, device=old.device)
+        state = torch.zeros(capacity, *self.layout.states, device=self.device)
+        state[: len(self)] = self.state
+        self.state = state
+        for name in self.PARTS:
+            old: Array = getattr(self, name)
+            new = np.zeros((capacity, *old.shape[1:]), old.dtype)
             new[: len(old)] = old
             setattr(self, name, new)
 
-    def take(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Copies of some devices' memory, each (B, …)."""
-        return self.records[rows], self.ahead[rows], self.errors[rows]
+    def view(self, name: str) -> Array:
+        """One field of all records, as a view."""
+        return self.layout.view(self.records, name)
 
-    def put(self, rows: Tensor, parts: tuple[Tensor, Tensor, Tensor]) -> None:
+    def take(self, rows: Array) -> Memory:
+        """Copies of some devices' memory, the state first."""
+        state = self.state[torch.from_numpy(np.asarray(rows))].cpu().numpy()
+        return (state, *(getattr(self, name)[rows] for name in self.PARTS))
+
+    def put(self, rows: Array, parts: Memory) -> None:
         """Set some devices' memory, as `take` gave it."""
-        self.records[rows], self.ahead[rows], self.errors[rows] = (part.to(self.device) for part in parts)
+        state = torch.from_numpy(np.ascontiguousarray(parts[0])).to(self.device)
+        self.state[torch.from_numpy(np.asarray(rows)).to(self.device)] = state
+        for name, part in zip(self.PARTS, parts[1:], strict=True):
+            getattr(self, name)[rows] = part
+
+    def blank(self, rows: Array) -> None:
+        """Forget all but the records of some devices."""
+        self.state[torch.from_numpy(np.asarray(rows)).to(self.device)] = 0.0
+        for name in self.PARTS[1:]:
+            getattr(self, name)[rows] = 0

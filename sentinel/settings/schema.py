@@ -7,9 +7,10 @@ program (durations, budgets, sizes) carries a `Text`, which reads, writes and de
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, PrivateAttr, model_validator
@@ -360,6 +361,15 @@ class ProfileSettings(Table):
             raise ValueError("; ".join(problems))
         return self
 
+    def longest_interval(self) -> float:
+        """Longest time between a device's ticks, in s, at which single alerts of the budget can be told apart.
+
+        With an explicit `threshold`, or no budget, there is none.
+        """
+        if self.threshold is not None or self.alert_budget == 0:
+            return math.inf
+        return 1 / (self.alert_budget * _LEAST_TICKS_PER_ALERT)
+
     def spec(self, name: str) -> ProfileSpec:
         """What the stream knows of this profile."""
         named_by_topic = "channel" in values.wildcards(self.topic)
@@ -443,8 +453,12 @@ class Settings(BaseSettings):
             )
         return tuple(profile.spec(name) for name, profile in self.profiles.items())
 
-    def warnings(self, dt: float | None = None) -> list[str]:
-        """What is allowed but hardly meant, one sentence each. `dt`: seconds between a device's ticks, if known."""
+    def warnings(self, intervals: Mapping[str, float] = MappingProxyType({})) -> list[str]:
+        """What is allowed but hardly meant, one sentence each.
+
+        Args:
+            intervals: usual seconds between a device's ticks, of the profiles where they are known.
+        """
         found = []
         mqtt = self.mqtt
         if mqtt.tls and mqtt.tls.key and not mqtt.tls.cert:
@@ -461,11 +475,11 @@ class Settings(BaseSettings):
             key = f"profiles.{name}"
             if profile.threshold is not None and profile.alert_budget == 0:
                 found.append(f'{key}.threshold has no effect with alert_budget = "off"')
-            ticks = 1 / (profile.alert_budget * dt) if dt and profile.alert_budget else None
-            if ticks is not None and ticks < _LEAST_TICKS_PER_ALERT and profile.threshold is None:
+            interval = intervals.get(name, 0.0)
+            if interval > profile.longest_interval():
                 found.append(
-                    f'{key}.alert_budget = "{values.show_budget(profile.alert_budget)}" is one alert in {ticks:.0f} '
-                    f"ticks of {values.show_duration(dt or 0)}: below {_LEAST_TICKS_PER_ALERT}, single alerts "
-                    "cannot be told apart; choose a smaller budget"
+                    f'{key}.alert_budget = "{values.show_budget(profile.alert_budget)}" is one alert in '
+                    f"{1 / (profile.alert_budget * interval):.0f} ticks of {values.show_duration(float(f'{interval:.3g}'))}: "
+                    f"below {_LEAST_TICKS_PER_ALERT}, single alerts cannot be told apart; choose a smaller budget"
                 )
         return found

@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from sentinel.records import (
@@ -16,6 +17,7 @@ from sentinel.records import (
     AlertKind,
     AlertState,
     ChannelView,
+    How,
     ProfileSpec,
     Severity,
     Transition,
@@ -24,27 +26,42 @@ from sentinel.records import (
 FLEET = "_fleet"
 STORM_SHARE, STORM_LEAST, STORM_WITHIN = 0.5, 10, 60.0
 CRITICAL_SCORE = 2.0
+DATED, UNDATED = 1e8, 2.5e11  # seconds; event times outside are row numbers or the like, and have no clock
+SECOND_NAMED = 0.2  # share from which the second channel is named too
+_OF_NO_TICK = ("silence", "storm", "system")
 _SEVERITY: dict[AlertKind, Severity] = {"stuck": "warning", "gap": "info", "storm": "critical", "system": "critical"}
 _RANK: dict[AlertState, int] = {"firing": 0, "acknowledged": 1, "pending": 2, "shelved": 3, "resolved": 4}
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What one tick says of one kind of anomaly."""
+    """What one tick says of one kind of anomaly.
+
+    Attributes:
+        since: event time at which the disturbance began; None: with this tick.
+    """
 
     score: float | None
     p_value: float | None
     channels: tuple[ChannelView, ...]
+    since: float | None = None
 
 
 @dataclass(slots=True)
 class Episode:
-    """An alert that is not resolved."""
+    """An alert that is not resolved.
+
+    Attributes:
+        last: time of its last anomalous tick.
+        fired: time at which it fired; None: not yet.
+        settled: it has lasted so long that its level is taken for normal from there on.
+    """
 
     id: str
     kind: AlertKind
     started: float
     updated: float
+    last: float
     state: AlertState
     seq: int = 0
     ticks: int = 0
@@ -54,7 +71,8 @@ class Episode:
     channels: tuple[ChannelView, ...] = ()
     shelved_until: float = 0.0
     detail: str = ""
-    fired: bool = False
+    fired: float | None = None
+    settled: bool = False
 
 
 @dataclass(slots=True)
@@ -100,17 +118,17 @@ class AlertBook:
                 episode.quiet += 1
                 if kind == "silence" or episode.quiet >= self.spec.quiet_ticks:
                     out += self._end(device, episode, time, message)
-                    ended += [kind] if episode.fired else []
+                    ended += [kind] if episode.fired is not None else []
         for kind, look in evidence.items():
             if kind not in episodes:
-                out += self._begin(device, kind, time, now, look(), message)
+                out += self._begin(device, kind, time, time, now, look(), message)
         return out, ended
 
     def start(self, device: str, kind: AlertKind, time: float, now: float, detail: str = "") -> list[Transition]:
-        """Open an alert that is not a tick's: silence, storm, system."""
+        """Open an alert that is not a tick's: silence, storm, system. It began at `time` and fires `now`."""
         if kind in self.open.get(device, {}):
             return []
-        return self._begin(device, kind, time, now, Evidence(None, None, ()), -1, detail)
+        return self._begin(device, kind, time, now, now, Evidence(None, None, ()), -1, detail)
 
     def end(self, device: str, kind: AlertKind, time: float) -> list[Transition]:
         """Resolve an alert that is not a tick's."""
@@ -129,6 +147,19 @@ class AlertBook:
             if episode.state == "firing"
         ]
 
+    def normal(self, device: str, now: float) -> list[Transition]:
+        """A person says that what a device's prediction alert is about is normal: it ends at once."""
+        episode = self.open.get(device, {}).get("prediction")
+        return [] if episode is None else self._end(device, episode, episode.updated, -1, "accepted as normal")
+
+    def settle(self, device: str, time: float, message: int) -> list[Transition]:
+        """Ask once in an episode, which has lasted and whose level is learned from here on: a new normal?"""
+        episode = self.open.get(device, {}).get("prediction")
+        if episode is None or episode.settled:
+            return []
+        episode.settled, episode.updated = True, time
+        return [self._move(device, episode, episode.state, message)]
+
     def shelve(self, device: str, now: float, seconds: float) -> list[Transition]:
         """Keep quiet about a device's open alerts for a time."""
         out = []
@@ -144,7 +175,7 @@ class AlertBook:
         for device, episodes in self.open.items():
             for episode in episodes.values():
                 if episode.state == "shelved" and now >= episode.shelved_until:
-                    out.append(self._move(device, episode, "firing", -1))
+                    out.append(self._move(device, episode, "pending" if episode.fired is None else "firing", -1))
         return out
 
     def storm(self, devices: int, now: float) -> list[Transition]:
@@ -173,7 +204,7 @@ class AlertBook:
         if not episodes:
             return None
         first = min(episodes.values(), key=lambda e: (_RANK[e.state], -(e.score or 0.0), e.started))
-        return self._alert(device, first, None)
+        return self._alert(device, first)
 
     def export(self) -> dict[str, Any]:
         """The book for a snapshot, as plain data."""
@@ -196,14 +227,23 @@ class AlertBook:
     # --- transitions ---
 
     def _begin(
-        self, device: str, kind: AlertKind, time: float, now: float, seen: Evidence, message: int, detail: str = ""
+        self,
+        device: str,
+        kind: AlertKind,
+        time: float,
+        at: float,
+        now: float,
+        seen: Evidence,
+        message: int,
+        detail: str = "",
     ) -> list[Transition]:
         name = f"{self.spec.name}\0{device}\0{kind}\0{time!r}"
         episode = Episode(
             id=hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16],
             kind=kind,
-            started=time,
-            updated=time,
+            started=time if seen.since is None else min(seen.since, time),
+            updated=at,
+            last=at,
             state="pending",
             seq=-1,
             ticks=1,
@@ -219,17 +259,17 @@ class AlertBook:
 
     def _fire(self, device: str, episode: Episode, now: float, message: int) -> Transition:
         self.started[episode.kind] = self.started.get(episode.kind, 0) + 1
-        episode.fired = True
+        episode.fired = episode.updated
         if device != FLEET:
             self.recent.append((now, device))
-        return self._move(device, episode, "firing", message)
+        return replace(self._move(device, episode, "firing", message), fires=True)
 
     def _again(
         self, device: str, episode: Episode, time: float, now: float, look: Callable[[], Evidence], message: int
     ) -> list[Transition]:
         episode.quiet = 0
         episode.ticks += 1
-        episode.updated = time
+        episode.updated = episode.last = time
         seen = look()
         if episode.score is None or (seen.score or 0.0) > episode.score:
             episode.score, episode.p_value, episode.channels = seen.score, seen.p_value, seen.channels
@@ -237,21 +277,26 @@ class AlertBook:
             return [self._fire(device, episode, now, message)]
         return []
 
-    def _end(self, device: str, episode: Episode, time: float, message: int) -> list[Transition]:
+    def _end(
+        self, device: str, episode: Episode, time: float, message: int, outcome: str = "resolved"
+    ) -> list[Transition]:
         episodes = self.open[device]
         del episodes[episode.kind]
         if not episodes:
             del self.open[device]
         episode.updated = time
-        return [self._move(device, episode, "resolved", message)]
+        if episode.kind in _OF_NO_TICK:
+            episode.last = time
+        return [self._move(device, episode, "resolved", message, outcome)]
 
-    def _move(self, device: str, episode: Episode, state: AlertState, message: int) -> Transition:
+    def _move(
+        self, device: str, episode: Episode, state: AlertState, message: int, outcome: str = "resolved"
+    ) -> Transition:
         episode.state = state
         episode.seq += 1
-        ended = episode.updated if state == "resolved" else None
-        return Transition(self._alert(device, episode, ended), self.retained(device), message)
+        return Transition(self._alert(device, episode, outcome), self.retained(device), message)
 
-    def _alert(self, device: str, episode: Episode, ended: float | None) -> Alert:
+    def _alert(self, device: str, episode: Episode, outcome: str = "resolved") -> Alert:
         severity = _SEVERITY.get(episode.kind, "warning")
         if episode.kind == "prediction" and (episode.score or 0.0) >= CRITICAL_SCORE:
             severity = "critical"
@@ -265,42 +310,111 @@ class AlertBook:
             severity=severity,
             started=episode.started,
             updated=episode.updated,
-            ended=ended,
+            ended=episode.last if episode.state == "resolved" else None,
             score=episode.score,
             p_value=episode.p_value,
             ticks=episode.ticks,
             channels=episode.channels,
             message="",
             model=self.model,
+            fired=episode.fired,
         )
-        return replace(alert, message=words(alert, episode.detail))
+        if episode.settled and outcome == "resolved":
+            outcome = "it became the new normal"
+        close = f"; {outcome}" if episode.state == "resolved" else "; a new normal?" if episode.settled else ""
+        return replace(alert, message=words(alert, episode.detail) + close)
 
 
 def words(alert: Alert, detail: str = "") -> str:
     """An alert in a sentence.
 
-    For example "pump-7: vibration 9.1 mm/s, expected 3.2 ± 0.6 for 4 min; explains 83 % of the surprise".
+    For example "pump-7: vibration 9.1 mm/s, expected 3.2 ± 0.6 since 14:02 UTC (told after 40 s); explains 83 % of
+    the surprise". Where the value lies within its band, it says what else was unusual.
     """
-    lasted = alert.updated - alert.started
-    span = f" for {duration(lasted)}" if lasted > 0 else ""
     views: Sequence[ChannelView] = sorted(alert.channels, key=lambda view: -view.share)
-    first = views[0] if views else None
     if alert.kind == "silence":
-        text = f"nothing heard since {duration(lasted)} ago" if lasted > 0 else "nothing heard any more"
-    elif first is None:
+        text = f"nothing heard{_span(alert)}"
+    elif not views:
         text = detail or {"gap": "readings were missing for longer than max_gap"}.get(alert.kind, alert.kind)
     elif alert.kind == "prediction":
-        text = f"{first.name} {quantity(first.value, first.unit)}"
-        if first.expected is not None and first.low is not None and first.high is not None:
-            text += f", expected {quantity(first.expected)} ± {quantity((first.high - first.low) / 2)}"
-        text += f"{span}; explains {first.share:.0%} of the surprise".replace("%", " %")
+        text = f"{_unusual(views[0])}{_span(alert)}{_shares(views)}"
     else:
-        what = {"range": "is out of its range", "rate": "changes too fast", "stuck": "is stuck"}.get(alert.kind, "")
-        bounds = ""
-        if alert.kind == "range":
-            bounds = f" {quantity(first.low)} to {quantity(first.high)}"
-        text = f"{first.name} {quantity(first.value, first.unit)} {what}{bounds}{span}"
-    return f"{alert.device}: {text}" + ("; resolved" if alert.state == "resolved" else "")
+        what = {"range": _beyond(views[0]), "rate": "changes too fast", "stuck": "is stuck"}.get(alert.kind, "")
+        text = f"{views[0].name} {quantity(views[0].value, views[0].unit)} {what}{_span(alert)}"
+    return f"{alert.device}: {text}"
+
+
+_HOW: dict[How, str] = {
+    "": "is unusual over its last readings",
+    "above": "has run{by} above what was expected",
+    "below": "has run{by} below what was expected",
+    "drifted": "has drifted{by}",
+    "noisy": "is noisier than usual",
+    "unlike the others": "does not fit the other channels",
+    "out of all history": "goes beyond all that it had shown",
+}
+
+
+def _unusual(view: ChannelView) -> str:
+    value, low, high = view.value, view.low, view.high
+    band = ""
+    if view.expected is not None and low is not None and high is not None:
+        half = (high - low) / 2
+        middle = _rounded(view.expected, half)
+        even = max(abs(view.expected - low), abs(high - view.expected)) <= 1.1 * half
+        around = f"± {_rounded(half, half)}" if even else f"({_rounded(low, half)} to {_rounded(high, half)})"
+        band = f"expected {middle} {around}"
+        if value is not None and not low <= value <= high:
+            more = f", {_HOW[view.how]}" if view.how in ("unlike the others", "out of all history") else ""
+            return f"{view.name} {_rounded(value, half)} {view.unit}".rstrip() + f", {band}{more}"
+        now = f"{_rounded(value, half)} {view.unit}".rstrip() if value is not None else "no value at that moment"
+    elif value is not None and not view.how:
+        return f"{view.name} {quantity(value, view.unit)} is unusual"
+    else:
+        now = quantity(value, view.unit) if value is not None else "no value at that moment"
+    by = f" {quantity(abs(view.by), view.unit)}" if view.by is not None else ""
+    if by and view.how == "drifted":
+        by = f" {'up' if (view.by or 0.0) > 0 else 'down'} by{by}"
+    over = f" over {view.readings} readings" if view.readings and view.how in ("above", "below") else ""
+    return f"{view.name} {_HOW[view.how].format(by=by)}{over} ({now}{', ' if band else ''}{band})"
+
+
+def _beyond(view: ChannelView) -> str:
+    if view.high is None:
+        return f"is under its limit {quantity(view.low)}"
+    if view.low is None:
+        return f"is over its limit {quantity(view.high)}"
+    return f"is out of its range {quantity(view.low)} to {quantity(view.high)}"
+
+
+def _shares(views: Sequence[ChannelView]) -> str:
+    if len(views) == 1 and views[0].share > 0.99:
+        return ""
+    second = f", {views[1].name} {views[1].share:.0%}" if len(views) > 1 and views[1].share >= SECOND_NAMED else ""
+    return f"; explains {views[0].share:.0%} of the surprise{second}".replace("%", " %")
+
+
+def _span(alert: Alert) -> str:
+    """Since when, or for how long; and after what delay it was told."""
+    over = alert.state == "resolved"
+    end = alert.updated if alert.ended is None else alert.ended
+    lasted, delay = end - alert.started, (alert.fired or alert.started) - alert.started
+    told = f" (told after {duration(delay)})" if delay > 0 and alert.kind != "silence" else ""
+    if lasted <= 0:
+        return told
+    if over or not DATED < alert.started <= alert.updated < UNDATED:
+        return f" for {duration(lasted)}" + (told if lasted > delay else "")
+    began, at = (datetime.fromtimestamp(time, UTC) for time in (alert.started, alert.updated))
+    return f" since {began:{'%H:%M' if began.date() == at.date() else '%Y-%m-%d %H:%M'}} UTC{told}"
+
+
+def _rounded(value: float, half: float) -> str:
+    """A number to two digits of its band's half width, so that a value outside of the band is seen to be so."""
+    places = 1 - math.floor(math.log10(half)) if half > 0 and math.isfinite(half) else -1
+    if not 0 <= places <= 9 or abs(value) >= 1e9:
+        return quantity(value)
+    text = f"{value:.{places}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def quantity(value: float | None, unit: str = "") -> str:
@@ -317,4 +431,4 @@ def duration(seconds: float) -> str:
     for size, name in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {name}"
-    return f"{seconds:.0f} s"
+    return f"{seconds:.0f} s" if seconds >= 1 or seconds == 0 else f"{seconds:.2g} s"

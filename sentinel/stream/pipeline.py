@@ -16,9 +16,10 @@ import numpy.typing as npt
 import torch
 
 from sentinel.model.calibrate import REFRACTORY
+from sentinel.model.explain import Explanation, explain
 from sentinel.model.learn import Series, anew
 from sentinel.model.score import BAND, Detector, Scored, Scorer
-from sentinel.model.slabs import Slabs
+from sentinel.model.slabs import Array, Memory, Slabs
 from sentinel.records import (
     FATE_CODE,
     FATES,
@@ -49,9 +50,6 @@ SCORED_BY = 50  # ticks; a device that had so many stays `scoring`
 _USED = FATE_CODE[Fate.ACCEPTED]
 _NOTHING: Floats = np.zeros((0, 0))
 
-Memory = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""What `Slabs.take` gives: records, forecasts ahead, errors, a row a device."""
-
 
 @dataclass(frozen=True, slots=True)
 class Ticks:
@@ -81,6 +79,7 @@ class Outcome:
     transitions: list[Transition] = field(default_factory=list)
     anomalies: dict[AlertKind, int] = field(default_factory=dict)
     gaps: int = 0
+    heard: float = 0.0
     forgotten: list[str] = field(default_factory=list)
 
     @property
@@ -183,6 +182,10 @@ class ProfileStream:
             out.transitions += self.book.acknowledge(command.device, now)
         elif command.verb == "shelve":
             out.transitions += self.book.shelve(command.device, now, command.seconds)
+        elif command.verb == "normal":
+            out.transitions += self.book.normal(command.device, now)
+            if slot is not None:
+                self.table.open[slot] = command.device in self.book.open
         elif command.verb == "forget" and slot is not None:
             out.forgotten.append(command.device)
             out.transitions += self._forget(slot, now)
@@ -206,12 +209,12 @@ class ProfileStream:
         self.scorer = self._scorer(detector)
         self.slabs = Slabs(self.scorer.layout, self.scorer.device, self.table.capacity)
         self._columns = np.array([self.channels.index(name) for name in detector.channels], dtype=np.int64)
-        self.scorer.begin(self.slabs, torch.arange(self.table.capacity))
+        self.scorer.begin(self.slabs, np.arange(self.table.capacity))
         self._learned = {device: at for at, device in enumerate(devices)}
         self._memory = memory
         self._recall(list(self.table))
         if raised is not None:
-            self.scorer.layout.view(self.slabs.records, "raised")[: len(raised)] = raised
+            self.slabs.view("raised")[: len(raised)] = raised
         self.rules.learned(self.channels, detector.channels, detector.longest_run)
         self.book.model = detector.version
         self.table.dirty |= self.table.used
@@ -219,10 +222,8 @@ class ProfileStream:
     def _scorer(self, detector: Detector) -> Scorer:
         return Scorer(detector, self._given, self.spec.alert_budget, self.spec.threshold, self.device)
 
-    def _raises(self) -> torch.Tensor | None:
-        if self.scorer is None or self.slabs is None:
-            return None
-        return self.scorer.layout.view(self.slabs.records, "raised").clone()
+    def _raises(self) -> Array | None:
+        return None if self.slabs is None else self.slabs.view("raised").copy()
 
     def respec(self, spec: ProfileSpec) -> None:
         """Take changed settings that need no new table, aligner or model: budget, gates, rules, alert policy."""
@@ -249,7 +250,7 @@ class ProfileStream:
         packed = self.table.pack(slots)
         if self.slabs is None or not packed:
             return packed
-        parts = [part.cpu().numpy().reshape(len(slots), -1) for part in self.slabs.take(torch.from_numpy(slots))]
+        parts = [part.reshape(len(slots), -1) for part in self.slabs.take(slots)]
         memory = np.concatenate([np.ascontiguousarray(part).view(np.uint8) for part in parts], axis=1)
         return [row + more.tobytes() for row, more in zip(packed, memory, strict=True)]
 
@@ -287,16 +288,14 @@ class ProfileStream:
     def _restore_memory(self, slots: Ints, block: npt.NDArray[np.uint8]) -> None:
         assert self.slabs is not None
         parts, at = [], 0
-        for part in (self.slabs.records, self.slabs.ahead, self.slabs.errors):
-            dtype = np.dtype(str(part.dtype).removeprefix("torch."))
-            size = part[0].numel() * dtype.itemsize
-            rows = np.ascontiguousarray(block[:, at : at + size]).view(dtype).reshape(len(slots), *part.shape[1:])
-            parts.append(torch.from_numpy(rows.copy()))
-            at += size
+        for part in self.slabs.take(np.zeros(1, dtype=np.int64)):
+            raw = np.ascontiguousarray(block[:, at : at + part.nbytes])
+            parts.append(raw.view(part.dtype).reshape(len(slots), *part.shape[1:]))
+            at += part.nbytes
         if at != block.shape[1]:
             msg = f"rows of {block.shape[1]} bytes, expected {at}"
             raise ValueError(msg)
-        self.slabs.put(torch.from_numpy(slots), (parts[0], parts[1], parts[2]))
+        self.slabs.put(slots, tuple(parts))
 
     # --- what can be asked ---
 
@@ -355,7 +354,7 @@ class ProfileStream:
         if self.slabs is not None and self.scorer is not None:
             if self.table.capacity > len(self.slabs):
                 self.slabs.resize(self.table.capacity)
-            self.scorer.begin(self.slabs, torch.tensor(new))
+            self.scorer.begin(self.slabs, np.array(new))
             self._recall(new)
 
     def _recall(self, slots: Sequence[int]) -> None:
@@ -363,9 +362,8 @@ class ProfileStream:
         known = [(slot, self._learned[self.table.ids[slot]]) for slot in slots if self.table.ids[slot] in self._learned]
         if not known or self._memory is None or self.slabs is None:
             return
-        rows, take = torch.tensor([slot for slot, _ in known]), [at for _, at in known]
-        records, ahead, errors = self._memory
-        self.slabs.put(rows, (records[take], ahead[take], errors[take]))
+        take = [at for _, at in known]
+        self.slabs.put(np.array([slot for slot, _ in known]), tuple(part[take] for part in self._memory))
 
     def _forget(self, slot: int, now: float) -> list[Transition]:
         out = self.book.forget(self.table.ids[slot], now)
@@ -444,7 +442,7 @@ class ProfileStream:
         previous = table.last[slots] if self.keep_ticks else _NOTHING
         table.advance(slots, batch.time, batch.values, dt)
         if scored is not None:
-            table.score[slots] = scored.score.numpy()
+            table.score[slots] = scored.score
         out.ticks.append(Ticks(batch, scored if self.keep_ticks else None, broken, previous))
 
     def _observe(self, batch: Batch, dt: Floats, first: Bools, out: Outcome) -> Scored | None:
@@ -456,12 +454,13 @@ class ProfileStream:
         usual = np.maximum(self.detector.interval, self.table.interval[batch.slots])
         reset = anew(dt, usual, self.spec.max_gap) | first
         out.gaps += int((reset & ~first).sum())
+        out.heard += float(dt[~reset].sum())
         return self.scorer.observe(self.slabs, batch.slots, x, dt, batch.time, reset)
 
     def _judge(self, batch: Batch, scored: Scored | None, broken: Broken, now: float, out: Outcome) -> None:
         table, slots, book = self.table, batch.slots, self.book
         if scored is not None:
-            flagged = (scored.score >= 1.0).numpy()
+            flagged = scored.score >= 1.0
             if flagged.any():
                 out.anomalies["prediction"] = out.anomalies.get("prediction", 0) + int(flagged.sum())
         else:
@@ -482,7 +481,7 @@ class ProfileStream:
                 if ripe or "prediction" in book.open.get(device, {}):
                     evidence["prediction"] = lambda row=row: self._evidence(batch, scored, row)
             before = book.started.get("prediction", 0)
-            scoreless = scored is None or bool(torch.isnan(scored.score[row]))
+            scoreless = scored is None or bool(np.isnan(scored.score[row]))
             seen = {self.channels[column] for column in np.flatnonzero(~np.isnan(batch.values[row])).tolist()}
 
             def tells(episode: Episode, scoreless: bool = scoreless, seen: set[str] = seen) -> bool:
@@ -505,9 +504,8 @@ class ProfileStream:
             previous: the devices' values one tick before, (B, F of the detector): a counter goes on from there.
         """
         assert self.detector is not None
-        scale, sigma = self.detector.scale, self.detector.forecaster.sigma[0].double().numpy()
-        mu = scored.forecast.double().numpy()
-        m, s = scored.location.double().numpy(), scored.spread.double().numpy()
+        scale, sigma = self.detector.scale, self.detector.forecaster.sigma[0, 0].double().numpy()
+        mu, m, s = (part.astype(np.float64) for part in (scored.forecast, scored.location, scored.spread))
         middle, low, high = (
             (np.sinh(np.clip(mu + k * sigma, -14, 14)) * s + m) * scale.spread + scale.location
             for k in (0, -BAND, BAND)
@@ -517,23 +515,37 @@ class ProfileStream:
             middle, low, high = middle + from_there, low + from_there, high + from_there
         return middle, low, high
 
-    def _views(self, values: Floats, shares: Floats, expected: Sequence[Floats]) -> tuple[ChannelView, ...]:
-        out = []
+    def _views(self, values: Floats, why: Explanation, expected: Sequence[Floats]) -> tuple[ChannelView, ...]:
+        assert self.detector is not None
+        out, by = [], why.by * self.detector.scale.spread
         for at, column in enumerate(self._columns.tolist()):
             name = self.channels[column]
             unit = self._given[name].unit if name in self._given else ""
             middle, low, high = (_number(part[at]) for part in expected)
-            out.append(ChannelView(name, unit, _number(values[column]), middle, low, high, float(shares[at])))
+            out.append(
+                ChannelView(
+                    name,
+                    unit,
+                    _number(values[column]),
+                    middle,
+                    low,
+                    high,
+                    float(why.shares[at]),
+                    how=why.how[at],
+                    by=float(by[at]),
+                    readings=int(why.readings[at]),
+                )
+            )
         return tuple(sorted(out, key=lambda view: -view.share))
 
     def _evidence(self, batch: Batch, scored: Scored, row: int) -> Evidence:
-        one = Scored(*(getattr(scored, name)[row : row + 1] for name in Scored.__slots__))
-        blame = one.blame[0].double().numpy()
-        total = float(blame.sum())
-        shares = blame / total if total > 0 else np.full(len(blame), 1 / len(blame))
+        assert self.detector is not None
+        assert self.slabs is not None
+        one = scored.row(row)
+        why = explain(self.detector, self.slabs, int(batch.slots[row]))
         previous = self.table.last[batch.slots[row : row + 1]][:, self._columns]
         expected = [part[0] for part in self.expectation(one, previous)]
-        return Evidence(float(one.score[0]), float(one.p_value[0]), self._views(batch.values[row], shares, expected))
+        return Evidence(float(one.score[0]), float(one.p_value[0]), self._views(batch.values[row], why, expected))
 
     def _rule_evidence(self, batch: Batch, broken: Broken, row: int, rule: AlertKind) -> Evidence:
         hit = broken.by_channel.get(rule)

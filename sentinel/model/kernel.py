@@ -1,0 +1,579 @@
+"""The arithmetic of a tick around the network, compiled: one device at a time, so that no row depends on another.
+
+Axes: B rows, N slots, F channels, K heads, P horizons, D bins of a day, I inputs, G rows of the shift reference.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from sentinel.model.features import DAY, EWMA_RATE
+from sentinel.model.slabs import FIELDS, RING, Layout
+
+P = ParamSpec("P")
+R = TypeVar("R")
+F4 = npt.NDArray[np.float32]
+F8 = npt.NDArray[np.float64]
+I8 = npt.NDArray[np.int64]
+
+LIMIT = 1e6  # scaled values are clipped here; keeps float32 arithmetic finite
+QUANTUM = 1638.0  # errors are kept as int16 at 1/1638: the clip of ±20 fits, and window sums stay exact
+ERROR_LIMIT = 20.0
+WARM = 24  # ticks that give a new device of a mixed fleet its own location; 24 + 16 + 1 < 50
+SETTLE = 16  # ticks of a fresh state that are not judged; training leaves as many unscored
+WINDOWS = (10, 30, 5, 20)  # mean |e| over the first two, |mean e| over the others; an EWMA costs 2 points of NAB, measured
+MAGNITUDES = 2
+MEMORY = 1500.0  # ticks of the short memory; 600 and 5000 cost 1.3 points of NAB each, measured
+LEAST = 30.0  # ticks of calibration before a head is believed
+FLOOR = 0.02  # in robust spreads: a deviation under 2 % of the normal range is nobody's anomaly
+CEILING = 12.0  # of z, and of the threshold
+RANGE_WEIGHT, RANGE_PER_LEVEL, MOST_RANGE = 6.0, 3.5, 10.0
+RANGE_AFTER = 300.0
+RAISE, RAISE_REFERENCE, RAISE_LIMIT = 0.35, 1.0, 3.0  # g, b_ref, b_max of the controller
+PRIOR_LEVEL, PRIOR_SLOPE, PRIOR_TICKS = 1.7, 0.9, 2000.0  # tail of block maxima of 43 healthy channels
+SHIFT_RATE = 2 / 46  # EWMA of the shift statistic
+SHIFT_LIMIT = 4.0  # times its maximum over clean ticks
+EARLIEST_SHIFT = 80  # ticks before the slow means are believed
+KNOWN_AFTER = 7  # visits after which a time of day's usual value follows at 0.15
+MOST_VISITS = 255
+# Ticks of live calibration at which the threshold is twice its level. On 100 healthy simulated devices, in the 560
+# ticks after learning: 24 alerts with 0, 8 with 50, 3 with 100; but the higher, the longer one channel of several is
+# not told.
+UNSURE = 50.0
+(
+    _M,
+    _S,
+    _LAST,
+    _MEAN,
+    _LO,
+    _HI,
+    _V1,
+    _V2,
+    _VARIED,
+    _WARM_SUM,
+    _ACCEPTED,
+    _SHIFT,
+    _CENTRE,
+    _SUMS,
+    _CALIBRATION,
+    _N,
+    _TICK,
+    _SINCE,
+    _WARM,
+    _RAISED,
+    _FLOOR,
+    _FROZEN,
+    _ALARMED,
+    _GROUP,
+    _NETWORK,
+    _INTERVAL,
+) = range(len(FIELDS))
+
+
+def compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile at first use, and keep the result where there is a place to."""
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    try:
+        made: Callable[P, R] = numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder to write the result to
+        made = numba.njit(**options)(function)
+    return made
+
+
+class Frame(NamedTuple):
+    """Where things lie.
+
+    Attributes:
+        at: offset of each field of a record, in the order of `FIELDS`.
+        horizons, offsets: of the forecasts ahead, (P,).
+        spread: of the devices' locations, (F,).
+        mixed: whether any of them is not 0.
+    """
+
+    at: I8
+    horizons: I8
+    offsets: I8
+    heads: int
+    channels: int
+    period: int
+    bins: int
+    clock: int
+    spread: F4
+    mixed: bool
+
+    @staticmethod
+    def of(layout: Layout, calendar: bool, spread: F4) -> "Frame":
+        """From a layout."""
+        return Frame(
+            np.array([layout.fields[name][0] for name in FIELDS]),
+            np.array(layout.spec.horizons),
+            np.array(layout.offsets),
+            layout.heads,
+            layout.channels,
+            layout.period,
+            layout.bins,
+            8 if calendar else 0,
+            spread,
+            bool((spread > 0).any()),
+        )
+
+
+class Rings(NamedTuple):
+    """The devices' memory but for the recurrent state; see `Slabs`."""
+
+    records: F4
+    ahead: F4
+    errors: npt.NDArray[np.int16]
+    daily: F4
+    visits: npt.NDArray[np.uint8]
+
+
+class Judgement(NamedTuple):
+    """What decides: gates by channel, the budget, the shift reference.
+
+    Attributes:
+        least, up, down: gates, (F,): least deviation in profile units, 1 where that direction counts.
+        declared: the user vouched for what was learned.
+        budget: alerts per second and device.
+        level: surprise of one channel that is the threshold; NaN: from the budget and the device's interval.
+        precision, most: of the shift reference, (G, 2, F, F) and (G, 2); G = 0: there is none.
+    """
+
+    least: F4
+    up: F4
+    down: F4
+    gated: bool
+    declared: bool
+    budget: float
+    level: float
+    precision: F4
+    most: F4
+    values_only: bool
+
+
+class Verdicts(NamedTuple):
+    """Where the outcome goes: see `Scored`."""
+
+    score: F4
+    surprise: F4
+    p_value: F4
+    own: F4
+    forecast: F4
+    location: F4
+    spread: F4
+    shift: F4
+
+
+@compiled
+def features_of(
+    y: F4,
+    seen: npt.NDArray[np.bool_],
+    interval: float,
+    clock: F4,
+    last: F4,
+    mean: F4,
+    fresh: bool,
+    time: float,
+    usual: float,
+    daily: F4,
+    visits: npt.NDArray[np.uint8],
+    out: F4,
+) -> None:
+    """Inputs of one tick, written to `out` (I,), clipped to ±6; `last`, `mean`, `daily` and `visits` learn from it.
+
+    Args:
+        y: scaled values, (F,), 0 where not seen.
+        interval: `relative_interval`.
+        clock: `calendar`, (8,) or (0,).
+        last, mean: each channel's last seen value and its slow mean, (F,).
+        fresh: the state begins with this tick.
+        time: event time.
+        usual: seconds between ticks.
+        daily, visits: (D, 2, F) and (D, F).
+    """
+    f, bins = len(y), len(visits)
+    now = after = 0
+    if bins:
+        now = min(int((time / DAY) % 1.0 * bins), bins - 1)
+        after = min(int(((time + usual) / DAY) % 1.0 * bins), bins - 1)
+    at = 4 * f + 1 + len(clock)
+    known = 0.0
+    for j in range(f):
+        value = min(max(y[j], np.float32(-8.0)), np.float32(8.0))
+        if seen[j]:
+            if fresh:
+                last[j] = mean[j] = value
+        else:
+            value = last[j] if not fresh else np.float32(0.0)
+        before = last[j] if not fresh or seen[j] else np.float32(0.0)
+        slow = (mean[j] if not fresh or seen[j] else np.float32(0.0)) + np.float32(EWMA_RATE) * (
+            value - (mean[j] if not fresh or seen[j] else np.float32(0.0))
+        )
+        out[j] = value if seen[j] else np.float32(0.0)
+        out[f + j] = value - before
+        out[2 * f + j] = value - slow
+        out[3 * f + j] = 1.0 if seen[j] else 0.0
+        last[j], mean[j] = value, slow
+        if bins:
+            if seen[j]:
+                count = visits[now, j]
+                rate = np.float32(max(1.0 / (count + 1.0), 0.15))
+                daily[now, 0, j] += rate * (value - daily[now, 0, j])
+                if count < MOST_VISITS:
+                    visits[now, j] = count + 1
+            usually = visits[after, j] > 0
+            known += 1.0 if usually else 0.0
+            out[at + j] = daily[after, 0, j] - value if usually else np.float32(0.0)
+            out[at + f + j] = daily[after, 1, j] - value if usually else np.float32(0.0)
+            if seen[j]:
+                daily[now, 1, j] = value
+    out[4 * f] = interval
+    for j in range(len(clock)):
+        out[4 * f + 1 + j] = clock[j]
+    if bins:
+        out[at + 2 * f] = known / f
+    for j in range(len(out)):
+        out[j] = min(max(out[j], np.float32(-6.0)), np.float32(6.0))
+
+
+@compiled
+def prepare(
+    frame: Frame,
+    rings: Rings,
+    slots: I8,
+    x: F4,
+    dt: F8,
+    interval: F4,
+    time: F8,
+    clock: F4,
+    reset: npt.NDArray[np.bool_],
+    linear: F4,
+    y: F4,
+    inputs: F4,
+    alive: F4,
+) -> None:
+    """Place each tick on its device's scale, and make the network's inputs.
+
+    Args:
+        x: in profile units, (B, F), NaN where not seen.
+        dt: seconds since the tick before, (B,).
+        linear, y, inputs, alive: to be written: (B, F) on the device's scale, NaN where not seen; the same through
+            asinh, 0 where not seen; (B, I); and 1 for a state that goes on, (B,).
+    """
+    f, at = frame.channels, frame.at
+    seen = np.empty(f, dtype=np.bool_)
+    for i in range(len(slots)):
+        record = rings.records[slots[i]]
+        if reset[i]:
+            record[at[_SINCE]] = 0.0
+        fresh = record[at[_SINCE]] == 0.0
+        if fresh:
+            record[at[_TICK]] = 0.0
+            record[at[_SUMS] : at[_SUMS] + 4 * frame.heads * f] = 0.0
+        alive[i] = 0.0 if fresh else 1.0
+        m, s = record[at[_M] : at[_M] + f], record[at[_S] : at[_S] + f]
+        begun = True
+        if frame.mixed:
+            warm = record[at[_WARM]]
+            begun = warm >= WARM
+            if not begun:
+                total = record[at[_WARM_SUM] : at[_WARM_SUM] + f]
+                for j in range(f):
+                    # One wild value must not place the device: it counts for at most six spreads.
+                    most = 6.0 * math.sqrt(frame.spread[j] ** 2 + s[j] ** 2)
+                    value = m[j] if math.isnan(x[i, j]) else x[i, j]
+                    total[j] += min(max(value, m[j] - most), m[j] + most)
+                record[at[_WARM]] = warm + 1.0
+                if warm + 1.0 >= WARM:
+                    for j in range(f):
+                        # Normal prior over the fleet's locations, one effective observation of the device.
+                        weight = frame.spread[j] ** 2 / (frame.spread[j] ** 2 + s[j] ** 2)
+                        m[j] += weight * (total[j] / WARM - m[j])
+        for j in range(f):
+            seen[j] = begun and not math.isnan(x[i, j])
+            linear[i, j], y[i, j] = np.nan, 0.0
+            if seen[j]:
+                linear[i, j] = min(max((x[i, j] - m[j]) / s[j], np.float32(-LIMIT)), np.float32(LIMIT))
+                y[i, j] = math.asinh(linear[i, j])
+        features_of(
+            y[i],
+            seen,
+            0.0 if fresh else interval[i],
+            clock[i],
+            record[at[_LAST] : at[_LAST] + f],
+            record[at[_MEAN] : at[_MEAN] + f],
+            fresh,
+            time[i],
+            record[at[_INTERVAL]],
+            rings.daily[slots[i]],
+            rings.visits[slots[i]],
+            inputs[i],
+        )
+        for j in range(f):
+            y[i, j] = min(max(y[i, j], np.float32(-8.0)), np.float32(8.0))
+
+
+@compiled
+def gate(judgement: Judgement, j: int, deviation: float, s: float) -> float:
+    """A deviation of channel j, on the device's scale; 0 where the user's gates say that it does not count."""
+    if abs(deviation) * s < judgement.least[j]:
+        return 0.0
+    return deviation if (judgement.up[j] if deviation > 0 else judgement.down[j]) > 0 else 0.0
+
+
+@compiled
+def varied_of(linear: F4, varied: F4, v1: F4, v2: F4, frozen: bool) -> float:
+    """Note which channels have shown a third value so far, and count them.
+
+    A channel of which a declared recording had no value is never scored: nothing says what is normal.
+    """
+    count = 0.0
+    for j in range(len(linear)):
+        value = linear[j]
+        if varied[j] == 0.0 and not math.isnan(value):
+            if math.isnan(v1[j]):
+                if not frozen:
+                    v1[j] = value
+            elif value != v1[j]:
+                if math.isnan(v2[j]):
+                    v2[j] = value
+                elif value != v2[j]:
+                    varied[j] = 1.0
+        count += varied[j]
+    return count
+
+
+@compiled
+def judge(
+    frame: Frame,
+    rings: Rings,
+    judgement: Judgement,
+    slots: I8,
+    linear: F4,
+    cross: F4,
+    ahead: F4,
+    dt: F8,
+    out: Verdicts,
+) -> None:
+    """Score each tick by what was forecast for it, learn from it, and keep the forecasts for the ticks to come.
+
+    Args:
+        linear: (B, F), NaN where not seen.
+        cross: the cross head's, (B, F); (B, 0) where there is none.
+        ahead: forecasts for the ticks `horizons` ahead, (B, P, F).
+        out: to be written.
+    """
+    f, heads, at = frame.channels, frame.heads, frame.at
+    width, horizons = heads * f, len(frame.horizons)
+    error = np.zeros((heads, f), dtype=np.float32)
+    quanta = np.zeros(width, dtype=np.float32)
+    weight = np.zeros(width, dtype=np.float32)
+    rates = np.zeros((2, width), dtype=np.float32)
+    clipped = np.zeros(width, dtype=np.float32)
+    own = np.zeros(f, dtype=np.float32)
+    pull = np.zeros(f, dtype=np.float32)
+    for i in range(len(slots)):
+        slot = slots[i]
+        record = rings.records[slot]
+        since, tick = int(record[at[_SINCE]]), int(record[at[_TICK]])
+        frozen = record[at[_FROZEN]] > 0
+        s = record[at[_S] : at[_S] + f]
+        n = record[at[_N] : at[_N] + heads]
+
+        # Errors: what came minus what was forecast for it, over the device's spread.
+        believed = 0
+        most_n = np.float32(0.0)
+        for k in range(heads):
+            horizon = frame.horizons[k] if k < horizons else 1
+            valid = since >= max(horizon, SETTLE)
+            trusted = valid and n[k] >= LEAST
+            believed += 1 if trusted else 0
+            most_n = max(most_n, n[k])
+            learns = valid and since >= max(horizon, SETTLE) + RING and not frozen
+            if learns:
+                n[k] = min(n[k] + np.float32(1.0), np.float32(1e6))
+            rate = np.float32(1.0) / n[k] if learns else np.float32(0.0)
+            short = max(rate, np.float32(1.0 / MEMORY)) if learns else np.float32(0.0)
+            for j in range(f):
+                at_j = k * f + j
+                weight[at_j] = 1.0 if trusted else 0.0
+                rates[0, at_j], rates[1, at_j] = rate, short
+                clipped[at_j] = 0.0
+                e = np.float32(0.0)
+                if valid and not math.isnan(linear[i, j]):
+                    forecast = cross[i, j] if k >= horizons else rings.ahead[slot, frame.offsets[k] + tick % horizon, j]
+                    forecast = min(max(forecast, np.float32(-14.0)), np.float32(14.0))
+                    e = np.float32(linear[i, j] - math.sinh(forecast))
+                    if judgement.gated:
+                        error[k, j] = e
+                        e = np.float32(gate(judgement, j, e, s[j]))
+                error[k, j] = e
+                quanta[at_j] = round(min(max(e, np.float32(-ERROR_LIMIT)), np.float32(ERROR_LIMIT)) * QUANTUM)
+
+        # Windows, their surprise, and what they teach.
+        memories = 1 if frozen else 2
+        for w in range(4):
+            back = WINDOWS[w]
+            there = since >= back
+            old = rings.errors[slot, (tick - back) % RING]
+            sums = record[at[_SUMS] + w * width : at[_SUMS] + (w + 1) * width]
+            scale = np.float32(1.0 / (back * QUANTUM))
+            for j in range(width):
+                before = np.float32(old[j]) if there else np.float32(0.0)
+                if w < MAGNITUDES:
+                    sums[j] += abs(quanta[j]) - abs(before)
+                else:
+                    sums[j] += quanta[j] - before
+            for memory in range(memories):
+                base = at[_CALIBRATION] + (2 * memory * 4 + w) * width
+                mean, var = record[base : base + width], record[base + 4 * width : base + 5 * width]
+                for j in range(width):
+                    away = abs(sums[j]) * scale - mean[j]
+                    z = away / (math.sqrt(var[j]) + np.float32(1e-3) * abs(mean[j]) + np.float32(FLOOR))
+                    z = max(z, np.float32(0.0))
+                    clipped[j] += min(z, np.float32(CEILING))
+                    moved = rates[memory, j] * away
+                    mean[j] += moved
+                    var[j] = (var[j] + moved * away) * (np.float32(1.0) - rates[memory, j])
+
+        # Each channel's surprise, and that of all.
+        lo, hi = record[at[_LO] : at[_LO] + f], record[at[_HI] : at[_HI] + f]
+        varied = record[at[_VARIED] : at[_VARIED] + f]
+        count = varied_of(linear[i], varied, record[at[_V1] : at[_V1] + f], record[at[_V2] : at[_V2] + f], frozen)
+        every = count == 0
+        count = float(f) if every else count
+        accepted = record[at[_ACCEPTED] : at[_ACCEPTED] + f]
+        level = judgement.level
+        if math.isnan(level):
+            ticks = 1.0 / (judgement.budget * record[at[_INTERVAL]])
+            level = PRIOR_LEVEL + PRIOR_SLOPE * math.log(max(ticks / PRIOR_TICKS, 1.0))
+        height = level + PRIOR_SLOPE * math.log(count)  # for the highest of so many channels
+        heaviest = RANGE_WEIGHT if judgement.declared else min(max(RANGE_PER_LEVEL * height, RANGE_WEIGHT), MOST_RANGE)
+        total = highest = np.float32(0.0)
+        per = np.float32(1.0 / (4 * memories))
+        for j in range(f):
+            part = np.float32(0.0)
+            for k in range(heads):
+                part += clipped[k * f + j] * weight[k * f + j]
+            beyond = np.float32(0.0)
+            value = linear[i, j]
+            if not math.isnan(value):
+                if most_n >= RANGE_AFTER and lo[j] <= hi[j]:
+                    excess = value - hi[j] if value > hi[j] else min(value - lo[j], np.float32(0.0))
+                    if judgement.gated:
+                        excess = np.float32(gate(judgement, j, excess, s[j]))
+                    beyond = np.float32(
+                        min(abs(excess) / (hi[j] - lo[j] + FLOOR) * (heaviest / 0.02), heaviest)
+                    )
+                if not frozen:
+                    lo[j], hi[j] = min(lo[j], value), max(hi[j], value)
+            counts = every or varied[j] > 0
+            own[j] = (part * per / max(believed, 1) + beyond) / accepted[j] if counts else np.float32(0.0)
+            out.own[i, j] = own[j]
+            total += own[j]
+            highest = max(highest, own[j])
+        surprise = total / count
+
+        # The score.
+        lapse = min(dt[i], 64.0 * record[at[_INTERVAL]])
+        raised = record[at[_RAISED]]
+        raised = max(raised - RAISE * judgement.budget * lapse * min(raised / RAISE_REFERENCE, 1.0), 0.0)
+        record[at[_RAISED]] = raised
+        unsure = 0.0 if judgement.declared else UNSURE / max(most_n, 1.0)
+        score = highest / min(height * (1.0 + unsure) * (1.0 + raised), max(CEILING, height))
+        if judgement.declared:
+            breadth = count**0.75
+            base = max(record[at[_FLOOR]], level / breadth)
+            score = max(score, surprise / min(base * (1.0 + raised), max(CEILING / breadth, base)))
+
+        # The shift of slow means, against their clean covariance.
+        shift = record[at[_SHIFT] : at[_SHIFT] + 2 * f]
+        for k in range(2):
+            for j in range(f):
+                value = linear[i, j] if k == 0 else error[horizons - 1, j]
+                if not math.isnan(linear[i, j]):
+                    value = min(max(value, np.float32(-ERROR_LIMIT)), np.float32(ERROR_LIMIT))
+                    v = shift[k * f + j]
+                    shift[k * f + j] = value if since == 0 else v + np.float32(SHIFT_RATE) * (value - v)
+                elif since == 0:
+                    shift[k * f + j] = 0.0
+        out.shift[i] = shift
+        if len(judgement.most) and frozen and since >= EARLIEST_SHIFT:
+            group = int(record[at[_GROUP]])
+            centre = record[at[_CENTRE] : at[_CENTRE] + 2 * f]
+            joint = 1.0
+            for k in range(1 if judgement.values_only else 2):
+                precision = judgement.precision[group, k]
+                d2 = 0.0
+                for j in range(f):
+                    pull[j] = shift[k * f + j] - centre[k * f + j]
+                    if judgement.gated:
+                        pull[j] = gate(judgement, j, pull[j], s[j])
+                for j in range(f):
+                    row = 0.0
+                    for g in range(f):
+                        row += precision[j, g] * pull[g]
+                    d2 += pull[j] * row
+                joint *= math.sqrt(max(d2, 0.0)) / judgement.most[group, k]
+            if not judgement.values_only:
+                joint = math.sqrt(joint)
+            score = max(score, (joint / (SHIFT_LIMIT * (1.0 + raised))) ** (1.0 / 3.0))
+        out.score[i] = score if believed else np.nan
+        out.surprise[i] = surprise if believed else np.nan
+        tail = math.exp(-(score * (1.0 + raised) * level - PRIOR_LEVEL) / PRIOR_SLOPE) / PRIOR_TICKS
+        out.p_value[i] = min(tail, 1.0) if believed else np.nan
+
+        for j in range(f):
+            out.forecast[i, j] = np.nan
+            if frame.horizons[0] == 1 and since >= SETTLE:
+                out.forecast[i, j] = rings.ahead[slot, frame.offsets[0], j]
+            out.location[i, j], out.spread[i, j] = record[at[_M] + j], s[j]
+
+        # Go on.
+        for k in range(horizons):
+            place = frame.offsets[k] + tick % frame.horizons[k]
+            for j in range(f):
+                rings.ahead[slot, place, j] = ahead[i, k, j]
+        for j in range(width):
+            rings.errors[slot, tick % RING, j] = np.int16(quanta[j])
+        record[at[_TICK]] = (tick + 1) % frame.period
+        begun = not frame.mixed or record[at[_WARM]] >= WARM
+        record[at[_SINCE]] = min(since + 1, 1 << 20) if begun else 0
+
+
+@compiled
+def inputs_of(
+    y: F4,
+    seen: npt.NDArray[np.bool_],
+    interval: F4,
+    clock: F4,
+    fresh: npt.NDArray[np.bool_],
+    time: F8,
+    usual: F8,
+    bins: int,
+    out: F4,
+) -> None:
+    """`features_of` for whole series: T ticks of S devices; arguments and `out` as there, (T, S, …), `usual` (S,)."""
+    ticks, series, f = y.shape
+    for k in range(series):
+        last, mean = np.zeros(f, dtype=np.float32), np.zeros(f, dtype=np.float32)
+        daily, visits = np.zeros((bins, 2, f), dtype=np.float32), np.zeros((bins, f), dtype=np.uint8)
+        for t in range(ticks):
+            features_of(
+                y[t, k],
+                seen[t, k],
+                0.0 if fresh[t, k] else interval[t, k],
+                clock[t, k],
+                last,
+                mean,
+                fresh[t, k],
+                time[t, k],
+                usual[k],
+                daily,
+                visits,
+                out[t, k],
+            )
