@@ -13,6 +13,7 @@ import numpy.typing as npt
 from sentinel import trainer
 from sentinel.adapters.tables import Recording
 from sentinel.errors import DataError
+from sentinel.model import calibrate, kernel
 from sentinel.model.calibrate import WEEK
 from sentinel.model.learn import Learned, Series, learn
 from sentinel.model.score import Detector
@@ -23,6 +24,8 @@ from sentinel.stream.pipeline import Outcome, ProfileStream, series_of
 
 CHUNK = 2048  # rows absorbed at once; no outcome depends on it
 DEFAULT_SHARE, DEFAULT_ROWS = 0.15, 750
+OTHER_BUDGETS = {"1/month": 7 / (30.4375 * WEEK), "1/week": 1 / WEEK, "1/day": 7 / WEEK}
+TERMS = ("highest", "mean", "joint", "count")
 LEAST_TICKS = 60  # that a device must have learned from for its network to be worth it
 
 Progress = Callable[[str, float], None]
@@ -74,6 +77,7 @@ class Result:
         learned: rows that were learned from: no score, no anomaly.
         alert: id of the open alert, "" where there is none.
         elsewhere: rows of other recordings that were learned from.
+        would_have_fired: alerts at other budgets, by budget.
         alerts: every transition, in order.
         final: last transition of each alert, in order of their starts.
     """
@@ -98,6 +102,7 @@ class Result:
     interval: float = 1.0
     budget: float = 0.0
     elsewhere: int = 0
+    would_have_fired: dict[str, int] = field(default_factory=dict)
 
     @property
     def final(self) -> list[Alert]:
@@ -117,7 +122,8 @@ class Result:
                 weeks += float(gaps[gaps <= 64 * self.interval].sum()) / WEEK
         kinds: dict[str, int] = {}
         for alert in self.final:
-            kinds[alert.kind] = kinds.get(alert.kind, 0) + 1
+            if alert.fired is not None:
+                kinds[alert.kind] = kinds.get(alert.kind, 0) + 1
         starts = kinds.get("prediction", 0)
         out: dict[str, Any] = {
             "rows": len(self.time),
@@ -131,6 +137,7 @@ class Result:
             "alerts": kinds,
             "alerts_per_device_week": starts / weeks if weeks else None,
             "alert_budget_per_device_week": self.budget * WEEK,
+            "would_have_fired": self.would_have_fired,
         }
         if self.label is not None:
             out["labels"] = self._against_labels()
@@ -217,6 +224,8 @@ class Backtest:
         self.stream = ProfileStream(self.spec)
         self.stream.keep_ticks = True
         self._history: list[Batch] = []
+        self._elsewhere = 0  # rows of other recordings that were learned from
+        self._terms: kernel.F4 | None = None  # (T, 4): what each score is made of
 
     def _columns(self, recording: Recording) -> Floats:
         given = {channel.name: channel for channel in self.spec.channels or ()}
@@ -265,14 +274,35 @@ class Backtest:
             high=np.full(self.values.shape, np.nan),
             interval=self.stream.detector.interval if self.stream.detector is not None else 1.0,
             budget=self.spec.alert_budget,
-            elsewhere=sum(map(len, plan.recordings)) if plan is not None else 0,
+            elsewhere=self._elsewhere,
         )
         relearn = (
             plan if plan is not None and plan.relearn and not plan.declared and self.spec.learn == "online" else None
         )
         self._absorb(rows[~learned], result, relearn)
+        result.alerts.sort(key=lambda alert: alert.updated)
         result.alert = self._alert_ids(result)
+        if self._terms is not None:
+            result.would_have_fired = {name: self._starts(result, budget) for name, budget in OTHER_BUDGETS.items()}
         return result
+
+    def _starts(self, result: Result, budget: float) -> int:
+        """Alerts of all devices at another budget."""
+        assert self._terms is not None
+        detector, slabs = self.stream.detector, self.stream.slabs
+        assert detector is not None
+        assert slabs is not None
+        level = calibrate.declared_level(budget) if detector.declared else np.nan
+        total = 0
+        for at, name in enumerate(self.devices):
+            rows = np.flatnonzero((self.device == at) & ~result.learned)
+            slot = self.stream.table.slot_of.get(name)
+            if slot is not None and len(rows):
+                dt = np.maximum(np.diff(self.time[rows], prepend=self.time[rows[0]]), 0.0)
+                interval, rest = (float(slabs.view(field)[slot]) for field in ("interval", "refractory"))
+                terms = (np.ascontiguousarray(self._terms[rows, term]) for term in range(len(TERMS)))
+                total += kernel.starts(*terms, dt, interval, budget, level, int(rest), self.spec.quiet_ticks)
+        return total
 
     def _first_rows(self, plan: Plan) -> Bools:
         out, at = np.zeros(len(self.time), dtype=np.bool_), 0
@@ -324,7 +354,7 @@ class Backtest:
             self.device[rows], minlength=len(self.devices)
         )
         if self.spec.model.weights == "shared":
-            ordered, total = self._order(rows), int(ticks.sum())
+            ordered, total = self._order(rows), max(int(ticks.sum()), self._elsewhere)
             marks = np.cumsum(2 ** np.arange(63, dtype=np.float64)) * total
             yield from np.split(ordered, marks[marks < len(ordered)].astype(np.int64))
             return
@@ -359,6 +389,9 @@ class Backtest:
             if ticks.scored is None:
                 continue
             result.score[rows] = ticks.scored.score
+            if self._terms is None:
+                self._terms = np.full((len(self.time), len(TERMS)), np.nan, dtype=np.float32)
+            self._terms[rows] = np.column_stack([getattr(ticks.scored, term) for term in TERMS])
             result.p_value[rows] = ticks.scored.p_value
             result.anomaly[rows] |= result.score[rows] >= 1.0
             at = np.ix_(rows, np.array(there, dtype=np.int64))
@@ -371,7 +404,8 @@ class Backtest:
     def _note_alert(result: Result, transition: Transition) -> None:
         alert = transition.alert
         result.alerts.append(alert)
-        result.starts.setdefault(alert.id, transition.message)
+        if transition.fires or alert.id not in result.starts:
+            result.starts[alert.id] = transition.message
         if alert.state == "resolved":
             result.ends[alert.id] = transition.message
 
@@ -437,6 +471,7 @@ class Backtest:
 
     def _learn_from(self, plan: Plan) -> None:
         """Learn from recordings of their own. One device here and in each of them: they are that device's past."""
+        self._elsewhere = sum(map(len, plan.recordings))
         other = Backtest(self.spec, plan.recordings, self._progress)
         own = len(self.devices) == 1 and all(len(recording.devices) == 1 for recording in plan.recordings)
         if own:

@@ -153,7 +153,7 @@ class ProfileSpec:
     max_channels: int = 64
     device_ttl: float = 30 * 86400.0
     min_ticks: int = 1
-    quiet_ticks: int = 30
+    quiet_ticks: int = 15
     learn: Literal["online", "once", "never"] = "online"
     learn_after: int = 600
     model: ModelSpec = field(default_factory=ModelSpec)

@@ -36,15 +36,18 @@ def spec(**options: object) -> ProfileSpec:
 
 
 @cache
-def learned(devices: int = 4, ticks: int = 400, declared: bool = False, cell: str = "lstm") -> Learned:
+def learned(
+    devices: int = 4, ticks: int = 400, declared: bool = False, cell: str = "lstm", weights: str = "shared"
+) -> Learned:
     """Learned quickly from a few devices; good enough for properties, not for detection."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(learning, "STEPS", 60)
+        patch.setattr(learning, "STAGE_STEPS", 10)
         series = [
             Series(f"d{i}", START - ticks + np.arange(ticks, dtype=np.float64), healthy(ticks, i))
             for i in range(devices)
         ]
-        model = ModelSpec(cell=cell, hidden=8, horizons=(1, 8))  # type: ignore[arg-type]
+        model = ModelSpec(cell=cell, hidden=8, horizons=(1, 8), weights=weights)  # type: ignore[arg-type]
         return learn(series, [Channel(name) for name in CHANNELS], model, seed=1, declared=declared)
 
 

@@ -42,6 +42,7 @@ model = { hidden = 8, horizons = [1, 8] }
 def _few_steps() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(learning, "STEPS", 40)
+        patch.setattr(learning, "STAGE_STEPS", 10)
         yield
 
 

@@ -88,7 +88,7 @@ def test_the_configuration_is_one_that_the_daemon_takes(tmp_path: Path) -> None:
     settings = load_settings(path)
     assert [spec.name for spec in settings.specs()] == ["pump", "room"]
     assert settings.store.path == tmp_path / 'a "state"'
-    assert settings.warnings(0.1) == []
+    assert settings.warnings({"pump": 0.1, "room": 0.1}) == []
 
 
 def test_without_its_broker_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

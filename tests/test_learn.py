@@ -11,8 +11,11 @@ import torch
 from sentinel.adapters.models import load_model, model_path, save_model
 from sentinel.errors import ModelError
 from sentinel.model import archive, features, learn
+from sentinel.model.forecaster import Forecaster
 from sentinel.model.learn import Series
 from sentinel.model.scale import counters, longest_runs
+from sentinel.model.score import Detector, Scorer
+from sentinel.model.slabs import Slabs
 from sentinel.records import Channel, Floats, ModelSpec
 from sentinel.stream.align import Batch
 from sentinel.stream.pipeline import ProfileStream, series_of
@@ -25,6 +28,7 @@ SMALL = ModelSpec(hidden=8, horizons=(1, 4))
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learn, "STEPS", 60)
+    monkeypatch.setattr(learn, "STAGE_STEPS", 10)
 
 
 def series(values: Floats, device: str = "d", start: float = fleets.START) -> Series:
@@ -127,12 +131,14 @@ def test_one_long_series_beside_many_short_ones_stays_small() -> None:
 
 
 def test_validation_leaves_out_what_is_not_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learn, "STEPS", 0)
+    monkeypatch.setattr(learn, "STEPS", 1)
+    monkeypatch.setattr(learn, "FINE_STEPS", 0)
     given = [series(fleets.healthy(300, i), f"d{i}") for i in range(2)]
-    first = learned(given)
-    champion = first.detector.forecaster.weights
-    again = [learn.learn(given, channels(3), SMALL, seed=s, declared=False, start=champion).losses for s in (2, 3)]
-    np.testing.assert_allclose(again, [first.losses] * 2, rtol=1e-5)
+    champion = learned(given).detector
+    again = [learn.learn(given, channels(3), SMALL, seed=s, declared=False, start=champion) for s in (2, 3)]
+    first = again[0].losses[0]
+    assert math.isfinite(first)
+    np.testing.assert_allclose([done.losses for done in again], first, rtol=1e-5)
 
 
 def test_series_without_held_out_ticks_are_not_validated_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,18 +231,40 @@ def test_forecasts_are_not_judged_by_ticks_of_another_state() -> None:
     assert learn._until(fresh).T.tolist() == [[2, 2, 4, 4], [4, 4, 4, 4]]
 
 
-@pytest.mark.parametrize("calendar", [False, True])
-def test_training_sees_what_the_live_network_sees(calendar: bool) -> None:
-    values = np.where(np.random.default_rng(0).random((50, 3)) < 0.2, np.nan, fleets.healthy(50))
-    stack = learn._Stack.of([series(values)], declared=False)
-    ticks = learn._Ticks.of(stack, np.array([0]), calendar)
-    last = mean = torch.zeros(1, 3)
-    for t in range(50):
-        fresh = torch.from_numpy(stack.fresh[t])
-        usual = features.relative_interval(torch.from_numpy(stack.dt[t].astype(np.float32)), 1.0) * (~fresh)
-        clock = features.calendar(stack.time[t]) if calendar else None
-        inputs, last, mean = features.step(ticks.y[t], ticks.seen[t], usual, clock, last, mean, fresh)
-        torch.testing.assert_close(ticks.inputs[t], inputs)
+@pytest.mark.parametrize(
+    ("interval", "calendar", "bins"),
+    [(1.0, False, 0), (3600.0, True, 24), (300.0, True, features.MOST_BINS)],
+    ids=["no calendar", "hourly", "every five minutes"],
+)
+def test_training_sees_what_the_live_network_sees(
+    monkeypatch: pytest.MonkeyPatch, interval: float, calendar: bool, bins: int
+) -> None:
+    """Inputs of each tick, bit by bit; with holes, a gap, an uneven clock, and a daily profile where there are days."""
+    monkeypatch.setattr(learn, "STEPS", 1)
+    ticks = int(3 * features.DAY / interval) if calendar else 80
+    rng = np.random.default_rng(0)
+    values = np.where(rng.random((ticks, 3)) < 0.2, np.nan, fleets.healthy(ticks))
+    late = 0.3 * rng.random(ticks) * (rng.random(ticks) < 0.2)
+    time = fleets.START + interval * (np.arange(ticks) + late)
+    time[ticks // 2 :] += 100 * interval
+    given = Series("d", time, values)
+    stack = learn._Stack.of([given], declared=False)
+    assert (stack.calendar, stack.bins) == (calendar, bins)
+    assert stack.fresh.sum() == 2, "the gap begins a new state"
+    detector = dataclasses.replace(learned([given]).detector, spread_of_locations=np.zeros(3, dtype=np.float32))
+    scorer, slabs = Scorer(detector, {}, 1.0, None), Slabs(detector.layout, torch.device("cpu"), 2)
+    scorer.begin(slabs, np.arange(2))
+    for name, of in (("m", stack.m), ("s", stack.s), ("interval", stack.usual)):
+        slabs.view(name)[1] = of[0]
+    seen: list[torch.Tensor] = []
+    step = scorer.forecaster.step
+    monkeypatch.setattr(scorer.forecaster, "step", lambda inputs, *rest: (seen.append(inputs[0]), step(inputs, *rest))[1])
+    for t in range(ticks):
+        scorer.observe(slabs, np.array([1]), stack.x[t], stack.dt[t], stack.time[t], stack.fresh[t])
+    inputs = learn._Ticks.of(stack, np.array([0])).inputs[:, 0]
+    assert inputs.shape == (ticks, features.width(3, calendar, bins))
+    np.testing.assert_array_equal(torch.stack(seen).numpy(), inputs.numpy())
+    assert (inputs.std(0) > 0).all() or not calendar, "no input is idle"
 
 
 def test_a_saved_detector_is_the_same_when_loaded_and_its_hash_is_its_version(tmp_path: Path) -> None:
@@ -266,6 +294,101 @@ def test_a_damaged_model_is_refused_with_the_reason(damage: str) -> None:
         manifest["format"] = 99
     with pytest.raises(ModelError, match="train anew"):
         archive.unpack(tensors, manifest)
+
+
+class TestNetworkOfItsOwn:
+    """`weights = "device"`: a network for each device besides the profile's."""
+
+    spec = dataclasses.replace(SMALL, weights="device")
+
+    @pytest.fixture(autouse=True)
+    def few_fine_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(learn, "FINE_STEPS", 60)
+
+    def learn(self, ticks: dict[str, int], start: Detector | None = None) -> Detector:
+        given = [series(fleets.healthy(n, i, 3) * (1 + i), name) for i, (name, n) in enumerate(ticks.items())]
+        return learn.learn(given, channels(3), self.spec, seed=1, declared=False, start=start).detector
+
+    def weights(self, detector: Detector, device: str | None) -> torch.Tensor:
+        at = 0 if device is None else 1 + detector.networks.index(device)
+        return torch.cat([value[at].flatten() for value in detector.forecaster.weights.values()])
+
+    def test_every_device_has_one_that_differs_from_the_profiles_and_the_others(self) -> None:
+        made = self.learn({"a": 300, "b": 250})
+        assert (made.networks, made.learned_on) == (("a", "b"), (300, 250))
+        each = [self.weights(made, device) for device in (None, "a", "b")]
+        for at in range(3):
+            assert not torch.equal(each[at], each[at - 1])
+
+    def test_it_learns_again_once_its_device_has_twice_the_ticks_and_no_other_is_touched(self) -> None:
+        first = self.learn({"a": 300, "b": 250})
+        again = self.learn({"a": 600, "b": 499}, first)
+        assert again.learned_on == (600, 250)
+        assert not torch.equal(self.weights(again, "a"), self.weights(first, "a"))
+        assert torch.equal(self.weights(again, "b"), self.weights(first, "b"))
+        third = self.learn({"a": 1199, "b": 500}, again)
+        assert third.learned_on == (600, 500)
+        assert torch.equal(self.weights(third, "a"), self.weights(again, "a"))
+        assert not torch.equal(self.weights(third, "b"), self.weights(again, "b"))
+
+    def test_one_that_does_not_gain_stays(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        first = self.learn({"a": 300, "b": 250})
+        monkeypatch.setattr(learn, "BETTER_BY", math.inf)
+        again = self.learn({"a": 600, "b": 600}, first)
+        for device in (None, "a", "b"):
+            assert torch.equal(self.weights(again, device), self.weights(first, device))
+
+    def test_a_device_that_comes_later_gets_its_own_from_the_profiles(self) -> None:
+        first = self.learn({"a": 300, "b": 250})
+        again = self.learn({"a": 300, "b": 250, "c": 200}, first)
+        assert again.networks == ("a", "b", "c")
+        assert torch.equal(self.weights(again, "a"), self.weights(first, "a"))
+        assert not torch.equal(self.weights(again, "c"), self.weights(again, None))
+
+    def test_a_new_device_runs_the_profiles_and_a_known_one_its_own(self) -> None:
+        done = fleets.learned(weights="device")
+        detector = done.detector
+        profiles = {name: value[:1] for name, value in detector.forecaster.weights.items()}
+        own = detector.forecaster
+        shared = dataclasses.replace(
+            detector,
+            forecaster=Forecaster(own.spec, own.channels, own.calendar, own.bins, profiles),
+            networks=(),
+            learned_on=(),
+        )
+        outcomes = []
+        for which in (detector, shared):
+            stream = ProfileStream(fleets.spec())
+            stream.keep_ticks = True
+            memory = done.memory
+            if which is shared:  # its only network is the profile's
+                stream.adopt(shared)
+            else:
+                stream.adopt(detector, done.devices, memory)
+            names = ["d1", "new"]
+            expected = []
+            for t in range(40):
+                rows = np.stack([fleets.healthy(40, 1, 9)[t], fleets.healthy(40, 11, 9)[t]])
+                outcome, _ = stream.absorb(fleets.readings(names, np.full(2, fleets.START + t), rows), 0.0)
+                scored = outcome.ticks[0].scored
+                assert scored is not None
+                expected.append(scored.forecast)
+                assert scored.network.tolist() == ([2, 0] if which is detector else [0, 0])
+            outcomes.append(np.array(expected)[20:])
+        np.testing.assert_allclose(outcomes[0][:, 1], outcomes[1][:, 1], rtol=1e-4, atol=1e-5)
+        assert np.abs(outcomes[0][:, 0] - outcomes[1][:, 0]).max() > 0.01
+
+    def test_it_survives_being_saved(self) -> None:
+        detector = fleets.learned(weights="device").detector
+        loaded = archive.unpack(*archive.pack(detector))
+        assert (loaded.networks, loaded.learned_on) == (detector.networks, detector.learned_on)
+        for device in (None, *detector.networks):
+            assert torch.equal(self.weights(loaded, device), self.weights(detector, device))
+
+    def test_a_device_of_few_ticks_among_others_stops_no_learning(self) -> None:
+        made = self.learn({"a": 300, "b": 3})
+        assert made.networks == ("a", "b")
+        assert torch.isfinite(self.weights(made, "b")).all()
 
 
 def test_a_job_survives_its_way_to_the_trainer() -> None:

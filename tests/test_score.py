@@ -1,91 +1,205 @@
 """Scores against a plain NumPy reading of the formulas, and what the defined behaviours promise."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from sentinel.model import calibrate
-from sentinel.model.calibrate import WEEK, ShiftReference, level, p_value, shift_reference
+from sentinel.model import kernel
+from sentinel.model.calibrate import WEEK, declared_level, shift_reference
 from sentinel.model.scale import ProfileScale, counters, location_and_spread, longest_run
-from sentinel.model.score import QUANTUM, RANGE_WEIGHT, SETTLE, WINDOWS, Scorer
-from sentinel.model.slabs import Slabs
-from sentinel.records import Channel, Floats
+from sentinel.model.score import Detector, Scored, Scorer
+from sentinel.model.slabs import STREAMS, Array, Slabs
+from sentinel.records import Bools, Channel, Floats
 from tests import fleets
 
 TICKS = 90
 
 
-def scorer(declared: bool = False, **gates: Channel) -> tuple[Scorer, Slabs]:
-    detector = fleets.learned(declared=declared).detector
-    made = Scorer(detector, gates, 1 / WEEK, None)
+def scorer(detector: Detector | None = None, declared: bool = False, **gates: Channel) -> tuple[Scorer, Slabs]:
+    made = Scorer(detector or fleets.learned(declared=declared).detector, gates, 1 / WEEK, None)
     slabs = Slabs(made.layout, torch.device("cpu"), 2)
-    made.begin(slabs, torch.arange(2))
+    made.begin(slabs, np.arange(2))
     return made, slabs
 
 
-def play(made: Scorer, slabs: Slabs, values: Floats, start: int = 0) -> list[float]:
+def observe(made: Scorer, slabs: Slabs, row: Floats, t: int, *, first: bool) -> Scored:
+    x = made.detector.scale.scaled(row[None], row[None])
+    return made.observe(slabs, np.array([1]), x, np.ones(1), np.array([fleets.START + t]), np.array([first]))
+
+
+def play(made: Scorer, slabs: Slabs, values: Floats) -> list[float]:
     """Scores of one device over (T, 3) values at 1 Hz."""
-    out = []
-    for t, row in enumerate(values):
-        x = made.detector.scale.scaled(row[None], row[None])
-        now = np.array([fleets.START + start + t])
-        first = np.array([t == 0 and start == 0])
-        out.append(float(made.observe(slabs, np.array([1]), x, np.array([1.0]), now, first).score[0]))
-    return out
+    return [float(observe(made, slabs, row, t, first=t == 0).score[0]) for t, row in enumerate(values)]
 
 
-def test_the_surprise_equals_a_plain_reading_of_the_formula() -> None:
-    """The surprise, written out for one device, with the statistics of before the tick."""
-    made, slabs = scorer()
-    layout, detector = made.layout, made.detector
-    view = layout.view
-    values = fleets.healthy(TICKS, 0, 5)
+class Plain:
+    """One device's score, written out. What the device remembered before the tick is read from its slabs."""
+
+    def __init__(self, made: Scorer) -> None:
+        self.made, self.detector, self.layout = made, made.detector, made.layout
+        self.errors: list[Floats] = []  # quantised, (K, F) each
+        self.weights = {name: value[0].double().numpy() for name, value in self.detector.forecaster.weights.items()}
+
+    def forecasts(self, slabs: Slabs, y: Floats, seen: int, tick: int) -> list[Floats | None]:
+        """What each head said of this tick, (F,); None: not to be judged yet."""
+        out: list[Floats | None] = []
+        for horizon, offset in zip(self.detector.spec.horizons, self.layout.offsets, strict=True):
+            said = slabs.ahead[1, offset + tick % horizon].astype(np.float64)
+            out.append(said if seen >= max(horizon, kernel.SETTLE) else None)
+        h = slabs.state[1, 0, -1].double().numpy() * (seen > 0)
+        f = self.layout.channels
+        cross = self.weights["cross_bias"] + self.weights["cross_h"] @ h
+        cross = cross + (self.weights["cross_y"] * (1 - np.eye(f))) @ np.clip(np.nan_to_num(y), -8, 8)
+        return [*out, cross if seen >= kernel.SETTLE else None]
+
+    def score(self, slabs: Slabs, x: Floats) -> dict[str, Array]:
+        """Score, surprise and the rest of a tick of `x` (F,), in profile units."""
+        one = {name: slabs.view(name)[1].astype(np.float64) for name in self.layout.fields}
+        f, since = self.layout.channels, int(one["since"])
+        frozen, declared = one["frozen"] > 0, self.detector.declared
+        linear = np.clip((x - one["m"]) / one["s"], -kernel.LIMIT, kernel.LIMIT)
+        said = self.forecasts(slabs, np.arcsinh(linear), since, int(one["tick"]))
+        plain = [np.zeros(f) if s is None else np.nan_to_num(linear - np.sinh(np.clip(s, -14, 14))) for s in said]
+        clipped = np.clip(plain, -kernel.ERROR_LIMIT, kernel.ERROR_LIMIT)
+        self.errors.append(np.round(clipped * kernel.QUANTUM) / kernel.QUANTUM)
+        heads = [k for k, s in enumerate(said) if s is not None and one["n"][k] >= kernel.LEAST]
+
+        streams = np.zeros((STREAMS, len(said), f))
+        for w, window in enumerate(kernel.WINDOWS):
+            last = np.array(self.errors[-window:])
+            streams[w] = np.abs((np.abs(last) if w < kernel.MAGNITUDES else last).sum(0) / window)
+        own = np.zeros(f)
+        memories = one["calibration"][: 1 if frozen else 2].reshape(-1, 2, STREAMS, len(said), f)
+        for mean, var in memories:
+            z = (streams - mean) / (np.sqrt(var) + 1e-3 * np.abs(mean) + kernel.FLOOR)
+            own += np.clip(z, 0, kernel.CEILING)[:, heads].sum((0, 1)) / (STREAMS * len(memories) * max(len(heads), 1))
+
+        varied = one["varied"] > 0
+        count = max(int(varied.sum()), 1)
+        interval = float(one["interval"])
+        if declared:
+            level = declared_level(1 / WEEK)
+        else:
+            most = max(WEEK / interval / kernel.PRIOR_TICKS, 1.0)
+            level = kernel.PRIOR_LEVEL + kernel.PRIOR_SLOPE * math.log(most)
+        height = level + kernel.PRIOR_SLOPE * math.log(count)
+        weight = kernel.RANGE_WEIGHT
+        if not declared:
+            weight = min(max(kernel.RANGE_PER_LEVEL * height, kernel.RANGE_WEIGHT), kernel.MOST_RANGE)
+        if one["n"].max() >= kernel.RANGE_AFTER:
+            excess = np.maximum(np.maximum(one["lo"] - linear, linear - one["hi"]), 0)
+            beyond = excess / (one["hi"] - one["lo"] + kernel.FLOOR) / 0.02
+            own = own + weight * np.clip(np.nan_to_num(beyond), 0, 1)
+        own = np.where(varied, own, 0.0)
+        surprise = own.sum() / count
+
+        earned = kernel.RAISE / WEEK * min(1.0, 64 * interval) * min(one["raised"] / kernel.RAISE_REFERENCE, 1.0)
+        raised = max(one["raised"] - earned, 0.0)
+        highest = (own / one["accepted"][:f]).max()
+        if not declared:
+            highest /= 1 + kernel.UNSURE / max(one["n"].max(), 1.0)
+        terms = [highest / min(height * (1 + raised), max(kernel.CEILING, height))]
+        if declared:
+            mean_of_all = surprise / one["accepted"][f] * count**0.75
+            terms.append(mean_of_all / min(level * (1 + raised), max(kernel.CEILING, level)))
+            shift = self.joint(one, linear, plain[len(self.detector.spec.horizons) - 1])
+            terms.append((shift / math.sqrt(1 + raised)) ** (1 / 3))
+        score = max(terms) if heads else math.nan
+        p = math.exp(-(max(terms) * (1 + raised) * level - kernel.PRIOR_LEVEL) / kernel.PRIOR_SLOPE) / kernel.PRIOR_TICKS
+        return {
+            "terms": np.array(terms),
+            "score": np.array(score),
+            "surprise": np.array(surprise if heads else math.nan),
+            "p_value": np.array(min(p, 1.0) if heads else math.nan),
+            "own": own,
+            "raised": np.array(raised),
+        }
+
+    def joint(self, one: dict[str, Floats], linear: Floats, far: Floats) -> float:
+        """The shift of the slow means over its limit."""
+        reference = self.detector.shift
+        if reference is None or one["since"] < kernel.EARLIEST_SHIFT:
+            return 0.0
+        parts = []
+        for k, value in enumerate((linear, far)):
+            moved = np.clip(value, -kernel.ERROR_LIMIT, kernel.ERROR_LIMIT) - one["shift"][k]
+            slow = one["shift"][k] + np.where(np.isnan(linear), 0.0, kernel.SHIFT_RATE * moved)
+            away = slow - one["centre"][k]
+            squared = away @ reference.precision[0, k].astype(np.float64) @ away
+            parts.append(math.sqrt(max(squared, 0.0)) / float(reference.most[0, k]))
+        both = parts[0] if reference.values_only else math.sqrt(parts[0] * parts[1])
+        return float(both / (kernel.SHIFT_LIMIT * one["accepted"][len(linear) + 1]))
+
+
+def disturbed() -> Floats:
+    """One device's ticks with a spike, holes, and a lasting shift of one channel, (T, 3)."""
+    values = fleets.healthy(180, 0, 5)
     values[60:64, 1] += 8
-    errors: list[Floats] = []
+    values[70:80, 0] = np.nan
+    values[120:, 2] += 1.5
+    return values
+
+
+@pytest.mark.parametrize("errors_too", [False, True], ids=["values", "values and errors"])
+@pytest.mark.parametrize("declared", [False, True], ids=["live", "declared"])
+def test_the_score_equals_a_plain_reading_of_the_formula(declared: bool, errors_too: bool) -> None:
+    """The whole score, written out for one device, with the statistics of before the tick."""
+    detector = fleets.learned(declared=declared).detector
+    if detector.shift is not None:
+        detector = replace(detector, shift=replace(detector.shift, values_only=not errors_too))
+    made, slabs = scorer(detector)
+    slabs.view("n")[1] = 2 * kernel.RANGE_AFTER
+    slabs.view("raised")[1] = 0.4
+    slabs.view("accepted")[1] = [1.0, 1.3, 1.0, 1.1, 1.2]
+    plain, decides = Plain(made), np.zeros(3, dtype=np.int64)
     checked = 0
+    for t, row in enumerate(disturbed()):
+        if t == 0:
+            slabs.view("since")[1] = 0
+        expected = plain.score(slabs, detector.scale.scaled(row[None], row[None])[0])
+        scored = observe(made, slabs, row, t, first=t == 0)
+        for name in ("score", "surprise", "p_value", "own"):
+            np.testing.assert_allclose(
+                getattr(scored, name)[0], expected[name], rtol=2e-3, atol=2e-3, err_msg=f"{name} of tick {t}"
+            )
+        assert float(slabs.view("raised")[1]) == pytest.approx(float(expected["raised"]), rel=1e-5)
+        if not math.isnan(float(expected["score"])):
+            checked += 1
+            decides[int(expected["terms"].argmax())] += 1
+    assert checked > 150
+    assert (decides[: 3 if declared else 1] > 0).all(), f"each term decides somewhere: {decides}"
+
+
+@pytest.mark.parametrize("declared", [False, True], ids=["live", "declared"])
+def test_what_a_tick_teaches_is_the_running_mean_and_variance_unless_it_was_declared(declared: bool) -> None:
+    made, slabs = scorer(declared=declared)
+    values = fleets.healthy(120, 0, 5)
     for t, row in enumerate(values):
-        x = detector.scale.scaled(row[None], row[None])
-        before = slabs.records[1:2].clone()
-        ahead = slabs.ahead[1].clone()
-        scored = made.observe(
-            slabs, np.array([1]), x, np.array([1.0]), np.array([fleets.START + t]), np.array([t == 0])
-        )
-        m, s = view(before, "m")[0].numpy(), view(before, "s")[0].numpy()
-        linear = (x[0].astype(np.float32) - m) / s
-        y = np.arcsinh(linear)
-        forecasts = []
-        for h, offset in zip(detector.spec.horizons, layout.offsets, strict=True):
-            made_then = ahead[offset + int(view(before, "tick")[0]) % h].numpy()
-            forecasts.append(made_then if t >= max(h, SETTLE) else None)
-        h_before = view(before, "h")[0][-1].numpy() if t else np.zeros(detector.spec.hidden)
-        w = {k: v.numpy() for k, v in detector.forecaster.weights.items()}
-        cross = w["cross_bias"] + w["cross_h"] @ h_before + (w["cross_y"] * (1 - np.eye(3))) @ np.clip(y, -8, 8)
-        forecasts.append(cross if t >= SETTLE else None)
-        e = np.array([np.clip(linear - np.sinh(f), -20, 20) if f is not None else np.zeros(3) for f in forecasts])
-        errors.append(np.round(e * QUANTUM) / QUANTUM)
-        calibration, n = view(before, "calibration")[0].numpy(), view(before, "n")[0].numpy()
-        total = np.zeros(3)
-        heads = [k for k, f in enumerate(forecasts) if f is not None and n[k] >= calibrate.LEAST]
-        for k in heads:
-            for stream, (window, magnitude) in enumerate(WINDOWS):
-                last = np.array([past[k] for past in errors[-window:]])
-                u = (np.abs(last) if magnitude else last).sum(0) / window
-                for memory in range(2):
-                    mean, var = calibration[memory, :, stream, 3 * k : 3 * k + 3]
-                    z = (np.abs(u) - mean) / (np.sqrt(var) + 1e-3 * np.abs(mean) + 0.02)
-                    total += np.clip(z, 0, 12) / 8
-        if not heads:
-            assert math.isnan(float(scored.score[0]))
+        before = {name: slabs.view(name)[1].copy() for name in ("calibration", "n", "lo", "hi")}
+        observe(made, slabs, row, t, first=t == 0)
+        after = {name: slabs.view(name)[1] for name in before}
+        if declared or t < kernel.SETTLE:
+            for name in before if declared else ("calibration", "n"):
+                np.testing.assert_array_equal(after[name], before[name])
             continue
-        lo, hi = view(before, "lo")[0].numpy(), view(before, "hi")[0].numpy()
-        excess = np.maximum(np.maximum(lo - linear, linear - hi), 0) / (hi - lo + 0.02)
-        active = n.max() >= 300
-        expected = (total / len(heads) + active * RANGE_WEIGHT * np.clip(excess / 0.02, 0, 1)).mean()
-        assert float(scored.surprise[0]) == pytest.approx(expected, rel=2e-3, abs=2e-3)
-        checked += 1
-    assert checked > 60
+        learns = after["n"] > before["n"]
+        np.testing.assert_array_equal(after["n"] - before["n"], learns.astype(float))
+        size = np.array(kernel.WINDOWS)[:, None] * kernel.QUANTUM
+        stream = np.abs(slabs.view("sums")[1]) / size
+        own = 1 / np.repeat(after["n"], 3)
+        for memory, rate in enumerate((own, np.maximum(own, 1 / kernel.MEMORY))):
+            rate = np.where(np.repeat(learns, 3), rate, 0.0)  # noqa: PLW2901
+            mean, var = before["calibration"][memory]
+            away = stream - mean
+            np.testing.assert_allclose(after["calibration"][memory, 0], mean + rate * away, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(
+                after["calibration"][memory, 1], (1 - rate) * (var + rate * away**2), rtol=1e-4, atol=1e-5
+            )
+    if not declared:
+        assert slabs.view("n")[1].min() > made.layout.view(made.detector.prior[None], "n")[0].min() + 20
 
 
 def test_a_new_device_of_a_known_profile_is_scored_within_its_first_fifty_ticks() -> None:
@@ -99,10 +213,9 @@ def test_a_deviation_under_min_deviation_or_on_the_wrong_side_never_counts() -> 
     values = fleets.healthy(TICKS, 0, 5)
     values[60:, 1] += 80
     assert max(play(*scorer(declared=True), values)[60:]) >= 1
-    for gate in (Channel("flow", min_deviation=1000.0), Channel("flow", direction="below")):
-        others = {name: Channel(name, min_deviation=1000.0) for name in ("pressure", "heat")}
-        assert max(play(*scorer(declared=True, flow=gate, **others), values)[60:]) < 1
     others = {name: Channel(name, min_deviation=1000.0) for name in ("pressure", "heat")}
+    for gate in (Channel("flow", min_deviation=1000.0), Channel("flow", direction="below")):
+        assert max(play(*scorer(declared=True, flow=gate, **others), values)[60:]) < 1
     assert max(play(*scorer(declared=True, flow=Channel("flow", direction="above"), **others), values)[60:]) >= 1
 
 
@@ -123,79 +236,113 @@ def test_constant_missing_and_huge_values_keep_every_number_finite() -> None:
     values[50, 2] = 1e30
     values[55, 2] = -1e30
     play(made, slabs, values)
-    records = slabs.records[1]
-    known = {name for name in made.layout.fields if name not in ("v1", "v2", "lo", "hi")}
-    for name in known:
-        assert torch.isfinite(made.layout.view(records[None], name)).all(), name
+    for name in set(made.layout.fields) - {"v1", "v2", "lo", "hi"}:
+        assert np.isfinite(slabs.view(name)[1]).all(), name
+    assert torch.isfinite(slabs.state).all()
+    assert np.isfinite(slabs.ahead).all()
 
 
 def test_the_threshold_rises_when_an_alert_has_ended_and_the_budget_is_earned_back() -> None:
     made, slabs = scorer()
-    raised = made.layout.view(slabs.records, "raised")
+    raised = slabs.view("raised")
+    made.raise_threshold(slabs, 1)
+    assert float(raised[1]) == pytest.approx(kernel.RAISE)
     for _ in range(20):
         made.raise_threshold(slabs, 1)
-    assert float(raised[1]) == calibrate.RAISE_LIMIT
-    budget = 1 / WEEK
-    b = torch.tensor([calibrate.RAISE])
+    assert float(raised[1]) == kernel.RAISE_LIMIT
+    b = kernel.RAISE
     for _ in range(8 * 24 * 7):
-        b = calibrate.decay(b, torch.tensor([3600.0]), budget)
-    assert 0 < float(b) < calibrate.RAISE / 8
+        b = kernel.decayed(b, 1 / WEEK, 3600.0)
+    assert 0 < b < kernel.RAISE / 8
+    assert kernel.decayed(kernel.RAISE_LIMIT, 1 / WEEK, WEEK) == pytest.approx(kernel.RAISE_LIMIT - kernel.RAISE)
 
 
 @pytest.mark.parametrize("interval", [1.0, 60.0, 3600.0])
 def test_the_p_value_at_the_threshold_is_one_in_the_budgets_ticks(interval: float) -> None:
-    base = level(1 / WEEK, interval, declared=False)
-    ticks = max(WEEK / interval, 2000.0)
-    assert float(p_value(torch.tensor([base]))[0]) == pytest.approx(1 / ticks, rel=1e-5)
+    made, slabs = scorer()
+    slabs.view("interval")[1] = interval
+    values, seen = fleets.healthy(TICKS, 0, 5), []
+    values[60:, 1] += 3
+    for t, row in enumerate(values):
+        scored = observe(made, slabs, row, t, first=t == 0)
+        if float(scored.p_value[0]) < 1:
+            seen.append((float(scored.score[0]), math.log(float(scored.p_value[0]))))
+    slope, at_zero = np.polyfit(*np.transpose(seen), 1)
+    ticks = max(WEEK / interval, kernel.PRIOR_TICKS)
+    assert len(seen) > 20
+    assert slope + at_zero == pytest.approx(-math.log(ticks), rel=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_alerts_in_any_span_stay_within_the_budgets_bound_whatever_comes(seed: int) -> None:
-    """At most B W + b_max / g alerts in any span W, while b < b_max, stationary or not."""
+def test_alerts_counted_for_another_budget_are_those_of_its_own_controller(seed: int) -> None:
+    """`starts` against the controller written out, on arbitrary scores."""
     rng = np.random.default_rng(seed)
-    budget, dt = 1 / 2000.0, 1.0
-    b = torch.zeros(1)
-    starts: list[int] = []
-    for t in range(60_000):
-        surprise = rng.exponential(0.3 + 0.3 * math.sin(t / 3000) ** 2)
-        if surprise >= 1.7 * (1 + float(b)) and (not starts or t - starts[-1] > calibrate.REFRACTORY):
-            starts.append(t)
-            b = (b + calibrate.RAISE).clamp(max=calibrate.RAISE_LIMIT)
-            assert float(b) < calibrate.RAISE_LIMIT, "the bound holds below the limit"
-        b = calibrate.decay(b, torch.tensor([dt]), budget)
-    assert len(starts) > 10
-    for span in (1000, 5000, 20_000):
-        most = max(sum(s <= x < s + span for x in starts) for s in starts)
-        assert most <= budget * span + calibrate.RAISE_LIMIT / calibrate.RAISE + 1
+    budget, quiet, rest, ticks = 1 / 500.0, 5, 40, 5000
+    level = kernel.level_of(math.nan, budget, 1.0)
+    highest = (rng.exponential(1.0, ticks) * (1 + np.sin(np.arange(ticks) / 300))).astype(np.float32)
+    highest[rng.random(ticks) < 0.05] = np.nan
+    zero, one = np.zeros(ticks, dtype=np.float32), np.ones(ticks, dtype=np.float32)
+    b, last, still, going, total = 0.0, -math.inf, 0, False, 0
+    for t, value in enumerate(highest.tolist()):
+        b = max(b - kernel.RAISE * budget * min(b / kernel.RAISE_REFERENCE, 1.0), 0.0)
+        if math.isnan(value):
+            continue
+        if value >= min(level * (1 + b), max(kernel.CEILING, level)):
+            still = 0
+            if not going and t - last > rest:
+                going, last, total = True, t, total + 1
+        elif going:
+            still += 1
+            if still == quiet:
+                going, b = False, min(b + kernel.RAISE, kernel.RAISE_LIMIT)
+    assert total > 5
+    assert kernel.starts(highest, zero, zero, one, np.ones(ticks), 1.0, budget, math.nan, rest, quiet) == total
 
 
 class TestShift:
-    def reference(self) -> tuple[ShiftReference, Floats]:
+    def reference(self) -> tuple[Floats, Floats, Floats, Floats]:
         rng = np.random.default_rng(0)
         a = rng.normal(size=(2000, 1))
         values = np.hstack([a, a, a]) + 0.1 * rng.normal(size=(2000, 3))
-        parts = shift_reference(values, values, np.ones(3))
-        tensors = [torch.tensor(part[None], dtype=torch.float32) for part in parts]
-        return ShiftReference(tensors[0], tensors[1], tensors[2], values_only=False), values
+        return (*shift_reference(values, values, np.ones(3)), values)
 
     def test_clean_ticks_are_within_one_and_a_broken_correlation_is_far_outside(self) -> None:
-        reference, values = self.reference()
-        rows = np.vstack([values, [[2.0, 2.0, -2.0]]])
-        given = torch.tensor(np.stack([rows, rows], 1), dtype=torch.float32)
-        distance, blame = reference.distance(given, torch.zeros(len(rows), dtype=torch.long), torch.ones_like(given))
-        assert float(distance[:-1].max()) <= 1.001
-        assert float(distance[-1]) > 4
-        assert int(blame[-1].argmax()) == 2
+        centre, precision, most, values = self.reference()
+        away = np.vstack([values, [[2.0, 2.0, -2.0]]]) - centre[0]
+        distance = np.sqrt(np.einsum("ti,ij,tj->t", away, precision[0], away)) / most[0]
+        assert distance[:-1].max() == pytest.approx(1.0)
+        assert distance[-1] > kernel.SHIFT_LIMIT
 
-    def test_the_distance_is_mahalanobis(self) -> None:
-        reference, values = self.reference()
+    def test_the_distance_is_mahalanobis_with_a_ridge(self) -> None:
+        centre, precision, _, values = self.reference()
         c = np.cov(values.T, bias=True)
         c += 0.003 * np.trace(c) / 3 * np.eye(3)
-        away = values[5] - values.mean(0)
-        expected = math.sqrt(away @ np.linalg.inv(c) @ away)
-        given = torch.tensor(np.stack([values[5:6]] * 2, 1), dtype=torch.float32)
-        distance, _ = reference.distance(given, torch.zeros(1, dtype=torch.long), torch.ones_like(given))
-        assert float(distance[0] * reference.most[0, 0]) == pytest.approx(expected, rel=1e-3)
+        for k in range(2):
+            np.testing.assert_allclose(centre[k], values.mean(0))
+            np.testing.assert_allclose(precision[k], np.linalg.inv(c), rtol=1e-6)
+
+    def test_channels_that_never_varied_take_no_part(self) -> None:
+        *_, values = self.reference()
+        varied: Floats = np.array([1.0, 0.0, 1.0])
+        _, precision, _ = shift_reference(values, values, varied)
+        used: Bools = varied > 0
+        assert (precision[:, ~used] == 0).all()
+        assert (precision[:, :, ~used] == 0).all()
+        assert (precision[:, used][:, :, used] != 0).all()
+
+    def test_the_clean_centre_follows_slow_drift_but_no_further_than_three_sd_at_once(self) -> None:
+        detector = fleets.learned(declared=True).detector
+        assert detector.shift is not None
+        made, slabs = scorer(detector)
+        play(made, slabs, fleets.healthy(kernel.EARLIEST_SHIFT + 20, 0, 5))
+        most = 3 / np.sqrt(np.diagonal(detector.shift.precision[0, 0]))
+        row = fleets.healthy(1, 0, 5)[0]
+        for away in (1e6, -1e6):
+            before = slabs.view("centre")[1, 0].copy()
+            observe(made, slabs, row + away, 200, first=False)
+            moved = slabs.view("centre")[1, 0] - before
+            assert (np.sign(moved) == np.sign(away)).any()
+            assert (np.abs(moved) <= kernel.SHIFT_FOLLOWS * most * 1.001).all()
 
 
 class TestScale:

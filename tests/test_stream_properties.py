@@ -1,5 +1,6 @@
-"""Invariants 1, 2, 3, 5 and 6 of the stream, on generated fleets, exactly (same machine, same thread count)."""
+"""Invariants of the stream on generated fleets, exact to the bit, and the bound on alerts whatever the scores are."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from itertools import pairwise
@@ -10,11 +11,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sentinel.records import Fate, Floats, Readings, Transition
+from sentinel.model import kernel
+from sentinel.model.score import Scored
+from sentinel.model.slabs import Slabs
+from sentinel.records import Bools, Fate, Floats, Ints, Readings, Transition
 from sentinel.stream.pipeline import ProfileStream
 from tests import fleets
 
 CALM = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+WEIGHTS = st.sampled_from(["shared", "device"])
 TICKS = 48
 
 
@@ -26,10 +31,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def make(declared: bool = False) -> ProfileStream:
+def make(declared: bool = False, weights: str = "shared") -> ProfileStream:
     stream = ProfileStream(fleets.spec())
     stream.keep_ticks = True
-    learned = fleets.learned(declared=declared)
+    learned = fleets.learned(declared=declared, weights=weights)
     for name in learned.devices:
         stream.announce(name)
     stream.adopt(learned.detector, learned.devices, learned.memory)
@@ -83,34 +88,34 @@ def same(a: Scores, b: Scores) -> None:
 
 
 @CALM
-@given(st.integers(1, 20), st.lists(st.integers(0, 10_000), max_size=12), st.booleans())
+@given(st.integers(1, 20), st.lists(st.integers(0, 10_000), max_size=12), st.booleans(), WEIGHTS)
 def test_chunking_a_stream_in_any_way_gives_the_same_scores_and_alerts(
-    devices: int, cuts: list[int], declared: bool
+    devices: int, cuts: list[int], declared: bool, weights: str
 ) -> None:
     given_rows = rows(devices)
-    whole, alerts = run(make(declared), [given_rows])
+    whole, alerts = run(make(declared, weights), [given_rows])
     edges = sorted({0, len(given_rows), *(cut % len(given_rows) for cut in cuts)})
-    parts, other = run(make(declared), [given_rows[a:b] for a, b in pairwise(edges)])
+    parts, other = run(make(declared, weights), [given_rows[a:b] for a, b in pairwise(edges)])
     same(whole, parts)
     assert sorted(t.alert.id + str(t.alert.seq) for t in alerts) == sorted(t.alert.id + str(t.alert.seq) for t in other)
 
 
 @CALM
-@given(st.integers(2, 20), st.randoms(use_true_random=False))
-def test_permuting_a_batch_permutes_its_outcomes(devices: int, random: object) -> None:
+@given(st.integers(2, 20), st.randoms(use_true_random=False), WEIGHTS)
+def test_permuting_a_batch_permutes_its_outcomes(devices: int, random: object, weights: str) -> None:
     ticks = [[row for row in rows(devices) if row[1] == fleets.START + t] for t in range(TICKS)]
-    ordered, _ = run(make(), ticks)
+    ordered, _ = run(make(weights=weights), ticks)
     for tick in ticks:
         random.shuffle(tick)  # type: ignore[attr-defined]
-    shuffled, _ = run(make(), ticks)
+    shuffled, _ = run(make(weights=weights), ticks)
     same(ordered, shuffled)
 
 
 @CALM
-@given(st.integers(2, 20))
-def test_other_devices_readings_change_nothing(devices: int) -> None:
-    together, _ = run(make(), [rows(devices)])
-    alone, _ = run(make(), [[row for row in rows(devices) if row[0] == "d0"]])
+@given(st.integers(2, 20), WEIGHTS)
+def test_other_devices_readings_change_nothing(devices: int, weights: str) -> None:
+    together, _ = run(make(weights=weights), [rows(devices)])
+    alone, _ = run(make(weights=weights), [[row for row in rows(devices) if row[0] == "d0"]])
     same({key: value for key, value in together.items() if key[0] == "d0"}, alone)
 
 
@@ -126,12 +131,12 @@ def test_a_score_never_depends_on_the_future(cut: int) -> None:
 
 
 @CALM
-@given(st.integers(1, TICKS - 1), st.booleans())
-def test_a_snapshot_and_the_rest_equal_the_uninterrupted_run(cut: int, declared: bool) -> None:
+@given(st.integers(1, TICKS - 1), st.booleans(), WEIGHTS)
+def test_a_snapshot_and_the_rest_equal_the_uninterrupted_run(cut: int, declared: bool, weights: str) -> None:
     given_rows = rows(5)
-    whole, alerts = run(make(declared), [given_rows])
+    whole, alerts = run(make(declared, weights), [given_rows])
     at = sum(row[1] < fleets.START + cut for row in given_rows)
-    first = make(declared)
+    first = make(declared, weights)
     before, begun = run(first, [given_rows[:at]])
     slots = np.array(list(first.table))
     saved = list(zip([first.table.ids[slot] for slot in slots], first.rows(slots), strict=True))
@@ -166,10 +171,10 @@ def test_scoring_mutates_neither_its_input_nor_what_it_returned() -> None:
     np.testing.assert_array_equal(readings.values, values)
     scored = outcome.ticks[0].scored
     assert scored is not None
-    kept = scored.score.clone()
+    kept = scored.score.copy()
     readings.values[:] = 99.0
     stream.absorb(pack([(d, t + TICKS, v) for d, t, v in given_rows]), fleets.START)
-    assert torch.equal(kept.nan_to_num(), scored.score.nan_to_num())
+    np.testing.assert_array_equal(kept, scored.score)
 
 
 @CALM
@@ -185,3 +190,75 @@ def test_each_reading_has_one_fate_and_ticks_run_forward_in_time(order: list[tup
         for slot, time in zip(ticks.batch.slots.tolist(), ticks.batch.time.tolist(), strict=True):
             assert time >= last.get(slot, -math.inf)
             last[slot] = time
+
+
+def most_of(budget: float) -> float:
+    """Surprise up to which the bound holds.
+
+    From b_max on, what is raised is lost; and a channel at its ceiling is told however far the threshold was raised.
+    """
+    level = kernel.level_of(math.nan, budget, 1.0)
+    return 0.999 * min(level * (1 + kernel.RAISE_LIMIT - kernel.RAISE), kernel.CEILING)
+
+
+def told(surprises: Floats, budget: float, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Ticks at which prediction alerts fired on one device with these surprises of its one channel."""
+    stream = make()
+    stream.respec(fleets.spec(alert_budget=budget))
+    scorer = stream.scorer
+    assert scorer is not None
+    blank, level = scorer.observe, kernel.level_of(math.nan, budget, 1.0)
+
+    def observe(slabs: Slabs, slots: Ints, values: Floats, dt: Floats, time: Floats, reset: Bools) -> Scored:
+        """The controller's own arithmetic, on a surprise of ours."""
+        scored = blank(slabs, slots, values, 0 * dt, time, reset)
+        raised = kernel.decayed(float(slabs.view("raised")[slots[0]]), budget, float(dt[0]))
+        slabs.view("raised")[slots[0]] = raised
+        score = kernel.score_of(float(surprises[int(time[0] - fleets.START)]), 0.0, 0.0, 1.0, level, raised)
+        return dataclasses.replace(scored, score=np.array([score], dtype=np.float32))
+
+    monkeypatch.setattr(scorer, "observe", observe)
+    values, fired = fleets.healthy(len(surprises), 0, 7), []
+    for cut in range(0, len(surprises), 500):
+        part = [("d0", fleets.START + t, values[t]) for t in range(cut, min(cut + 500, len(surprises)))]
+        outcome, _ = stream.absorb(pack(part), fleets.START)
+        fired += [int(t.alert.updated - fleets.START) for t in outcome.transitions if t.fires]
+    return fired
+
+
+@CALM
+@given(
+    st.integers(0, 2**32 - 1),
+    st.lists(st.tuples(st.integers(1, 120), st.floats(0.0, 1.0), st.floats(0.0, 1.0)), min_size=4, max_size=40),
+    st.sampled_from([1 / 200, 1 / 2000, 1 / 604800]),
+)
+def test_alerts_in_any_span_stay_within_the_budgets_bound_whatever_the_scores_are(
+    seed: int, blocks: list[tuple[int, float, float]], budget: float
+) -> None:
+    """At most B W + b_max / g alerts in any span W, and the one that is open, stationary or not."""
+    rng = np.random.default_rng(seed)
+    surprises = np.concatenate([low + (high - low) * rng.random(n) for n, low, high in blocks]) * most_of(budget)
+    with pytest.MonkeyPatch.context() as patch:
+        fired = told(surprises, budget, patch)
+    for first in range(len(fired)):
+        for last in range(first, len(fired)):
+            span = fired[last] - fired[first]
+            assert last - first + 1 <= budget * span + kernel.RAISE_LIMIT / kernel.RAISE + 1
+
+
+@pytest.mark.parametrize("budget", [1 / 200, 1 / 2000, 1 / 604800])
+def test_the_controller_holds_back_what_comes_again_and_again(budget: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An excursion every 60 ticks, each of them over the threshold at first: few are told, but not none."""
+    ticks, every = 3000, 60
+    level, most = kernel.level_of(math.nan, budget, 1.0), most_of(budget)
+    high = level + (most - level) * np.random.default_rng(0).random(ticks)
+    fired = told((np.arange(ticks) % every < 5) * high, budget, monkeypatch)
+    assert len(fired) <= budget * ticks + kernel.RAISE_LIMIT / kernel.RAISE + 1
+    assert 2 <= len(fired) < ticks / every / 2
+
+
+def test_a_channel_at_its_ceiling_is_told_however_far_the_threshold_was_raised() -> None:
+    for raised in (0.0, 1.0, kernel.RAISE_LIMIT):
+        level = kernel.level_of(math.nan, 1 / 604800, 1.0)
+        assert kernel.score_of(kernel.CEILING, 0.0, 0.0, 3.0, level, raised) >= 1.0
+        assert kernel.score_of(0.0, kernel.CEILING, 0.0, 3.0, level, raised) >= 1.0

@@ -21,8 +21,9 @@ from sentinel.model import features
 from sentinel.model.calibrate import WEEK
 from sentinel.model.cells import Recurrence, State
 from sentinel.model.forecaster import Forecaster, weight_shapes
+from sentinel.model.kernel import WARM
 from sentinel.model.scale import ProfileScale
-from sentinel.model.score import WARM, Detector, Scorer
+from sentinel.model.score import Detector, Scorer
 from sentinel.model.slabs import Layout, Slabs
 from sentinel.records import ModelSpec, Readings
 from sentinel.stream.devices import DeviceTable
@@ -190,7 +191,7 @@ def _print(result: dict[str, Any]) -> None:
         )
     console.print(table)
     print(f"\nBytes a device, {shape}, shared weights")
-    names = ("records", "ahead", "errors", "table", "ids", "total")
+    names = ("state", "records", "ahead", "errors", "table", "ids", "total")
     table = _table("horizons", *names)
     for row in result["bytes_per_device"]:
         table.add_row(", ".join(map(str, row["horizons"])), *(f"{row[name]:,}" for name in names))

@@ -9,13 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from sentinel.model.kernel import F4, LEAST, PRIOR_LEVEL, PRIOR_SLOPE
-from sentinel.records import Floats
+from sentinel.records import Floats, Ints
 
 WEEK = 604800.0
-REFRACTORY = 75  # ticks between starts of prediction alerts; more than the longest window and horizon
+REFRACTORY, LEAST_REFRACTORY = 75, 31  # ticks between starts of prediction alerts; more than the longest window
 DECLARED_LEVEL = 8.0  # T0 where a clean recording was declared, at 1/week; measured, with SKAB among the data
 SHIFT_RIDGE = 0.003
 HELD_OUT_AT_LEAST = 1000  # ticks of a recording that allow a quarter to be held out
+
+
+def refractory(learned_on: Ints) -> Ints:
+    """Ticks between starts of alerts: a tenth of those that were learned from first, 31 to 75."""
+    return np.clip(learned_on // 10, LEAST_REFRACTORY, REFRACTORY)
 
 
 def declared_level(budget: float) -> float:

@@ -23,7 +23,7 @@ from sentinel.records import Bools, Channel, Floats, Ints, ModelSpec
 STEPS, FINE_STEPS = 600, 200  # of AdamW, from scratch and from weights that are there
 WINDOW = 64
 CARRIED = 4  # windows that a lane goes on with its state before it jumps
-NOISE = 0.3  # on inputs; 0 and 0.1 are clearly worse with a long recording, measured
+NOISE = 0.3  # on inputs, with a declared recording: 0 and 0.1 are clearly worse; live none: it costs 1 point of NAB
 MISSING = 0.02  # values hidden while training, so that a missing channel is nothing new
 PATIENCE = 3  # validations without gain
 BETTER_BY = 0.01  # nats a value: a challenger must gain so much on held-out ticks
@@ -35,8 +35,11 @@ MOST_SERIES = 256  # that weights are fitted to
 MOST_VALIDATED = 64, 2048  # series, ticks
 MOST_CALIBRATION = 20_000  # ticks a device
 RATE, DECAY = 5e-3, 1e-3  # of AdamW
-IN_SAMPLE, IN_SAMPLE_WITH_SHIFT = 14.0, 28.0  # sd over the mean surprise of ticks that were fitted on
-LIVE_PRIOR = 100.0  # ticks that calibration on fitted ticks counts for, when learning live
+NEVER = 1e6
+LIVE_PRIOR = 100.0  # ticks that the fleet's calibration counts for with a new device
+STAGE_STEPS, FINE_STAGE_STEPS = 150, 50
+STAGES = (0.25, 0.5, 0.75)  # shares of a series after which the rest is forecast anew, for calibration
+REPLAYED = 2000  # newest ticks that bring the states of a new network up to date
 ANEW_AFTER = 64  # usual intervals; a longer gap begins a new state
 
 Progress = Callable[[str, float], None]
@@ -100,8 +103,8 @@ def learn(
     stacked = _Stack.of(series, declared=declared)
     names = tuple(channel.name for channel in channels)
     networks = tuple(s.device for s in series) if spec.weights == "device" else ()
-    weights, losses = _fit(stacked, networks, spec, seed, start, progress)
-    forecaster = Forecaster(spec, len(names), stacked.calendar, stacked.bins, weights)
+    stages, losses = _fit(stacked, networks, spec, seed, start, progress)
+    forecaster = Forecaster(spec, len(names), stacked.calendar, stacked.bins, stages[-1])
     layout = Layout(spec, len(names), stacked.bins)
     detector = Detector(
         channels=names,
@@ -116,7 +119,9 @@ def learn(
         learned_on=_learned_on(start, series) if networks else (),
     )
     better = start is None or not losses[1] >= losses[0]
-    detector, slabs = _calibrate(detector, stacked, progress)
+    if start is not None:
+        stacked = _end(stacked, REPLAYED)  # devices keep their statistics
+    detector, slabs = _calibrate(detector, stages, stacked, progress)
     return Learned(detector, tuple(s.device for s in series), slabs.take(np.arange(1, len(series) + 1)), losses, better)
 
 
@@ -176,6 +181,7 @@ class _Stack:
     interval: float
     calendar: bool
     bins: int
+    declared: bool
 
     @staticmethod
     def of(series: Sequence[Series], *, declared: bool) -> "_Stack":
@@ -222,6 +228,7 @@ class _Stack:
             interval=interval,
             calendar=calendar,
             bins=features.bins(width, calendar, interval),
+            declared=declared,
         )
 
     def one(self, at: int) -> "_Stack":
@@ -247,6 +254,7 @@ def _blank(layout: Layout, interval: float) -> kernel.F4:
         ("warm", WARM),
         ("accepted", 1.0),
         ("interval", interval),
+        ("refractory", calibrate.REFRACTORY),
     ):
         layout.view(record, name)[...] = value
     return record[0]
@@ -399,8 +407,11 @@ def _loss(
 
 def _fit(
     stack: _Stack, devices: Sequence[str], spec: ModelSpec, seed: int, start: Detector | None, progress: Progress
-) -> tuple[dict[str, Tensor], tuple[float, float]]:
+) -> tuple[list[dict[str, Tensor]], tuple[float, float]]:
     """The profile's network, from all series, and where weights are by device, then each series' own from its own.
+
+    Returns stacked weights: after each share of `STAGES`, where the series are learned from for the first time, and
+    last those that count.
 
     One after the other: side by side in one batched product they took longer (58 networks, 6 windows of 64 ticks
     each: 103 ms a step against 81 ms).
@@ -410,6 +421,11 @@ def _fit(
     inputs = features.width(stack.x.shape[2], stack.calendar, stack.bins)
     own = len(devices)
     shapes = weight_shapes(spec, stack.x.shape[2], stack.calendar, stack.bins)
+    noise = NOISE if stack.declared else 0.0
+    short = bool((stack.fit == stack.length).any())  # then nothing is held out
+    early: list[list[dict[str, Tensor]]] = [[] for _ in (STAGES if short else STAGES[:-1])]
+    if start is not None or (stack.declared and not short):
+        early = []
     networks: list[dict[str, Tensor]] = []
     losses: list[tuple[float, float]] = []
     with torch.random.fork_rng(devices=[]):
@@ -426,13 +442,21 @@ def _fit(
             def tell(what: str, share: float, at: int = at) -> None:
                 progress(what, (at + share) / (own + 1))
 
-            weights, loss = _descend(network, ticks, steps, generator, tell)
+            for stage, share in zip(early, STAGES, strict=False):
+                until = (ticks.length * share).long().clamp(min=2)
+                learner = _Network(spec, inputs, stack.x.shape[2], stage[0]) if at else network
+                known = replace(ticks, fit=until, length=until)
+                much = FINE_STAGE_STEPS if at else STAGE_STEPS
+                stage.append(_descend(learner, known, much, noise, generator, tell)[0])
+            weights, loss = _descend(network, ticks, steps, noise, generator, tell)
             if start is not None and begin is not None and not loss[1] < loss[0] - BETTER_BY:
                 weights, loss = dict(begin), (loss[0], loss[0])
             assert {name: tuple(value.shape) for name, value in weights.items()} == shapes
             networks.append(weights)
             losses.append(loss)
-    stacked = {name: torch.stack([weights[name] for weights in networks]) for name in shapes}
+    stacked = [
+        {name: torch.stack([weights[name] for weights in stage]) for name in shapes} for stage in [*early, networks]
+    ]
     before, after = (float(np.mean([pair[at] for pair in losses])) for at in (0, 1))
     return stacked, (before, after)
 
@@ -453,7 +477,7 @@ def _start(
 
 
 def _descend(
-    network: _Network, ticks: _Ticks, steps: int, generator: torch.Generator, progress: Progress
+    network: _Network, ticks: _Ticks, steps: int, noise: float, generator: torch.Generator, progress: Progress
 ) -> tuple[dict[str, Tensor], tuple[float, float]]:
     f = network.channels
     window = min(WINDOW, max(int(ticks.fit.max()) - 1, 2))
@@ -481,9 +505,9 @@ def _descend(
         state = _forget(state, jump)
         index = at + span
         inputs = _pick(ticks.inputs, ticks.rows(index, who))
-        noise = torch.randn(window, lanes, 3 * f, generator=generator) * NOISE
+        noisy = torch.randn(window, lanes, 3 * f, generator=generator) * noise
         hidden = torch.rand(window, lanes, f, generator=generator) < MISSING
-        inputs[..., : 3 * f] += noise
+        inputs[..., : 3 * f] += noisy
         inputs[..., :f].masked_fill_(hidden, 0.0)
         inputs[..., 3 * f : 4 * f].masked_fill_(hidden, 0.0)
         skip = (jump & (window > 2 * SETTLE)).unsqueeze(0) & (span < SETTLE)
@@ -554,36 +578,71 @@ def _validate(network: _Network, ticks: _Ticks, who: Tensor) -> float:
 # --- calibration ---------------------------------------------------------------------------------------------------
 
 
-def _calibrate(detector: Detector, stack: _Stack, progress: Progress) -> tuple[Detector, Slabs]:
-    """Stream the series through the detector: each device's statistics, the shift reference, the prior."""
+def _calibrate(
+    detector: Detector, stages: Sequence[Mapping[str, Tensor]], stack: _Stack, progress: Progress
+) -> tuple[Detector, Slabs]:
+    """Stream the series through the detector: each device's statistics, the shift reference, the prior.
+
+    Where there are stages, each part of a series is forecast by a network that was fitted on the parts before it alone
+    (prequential: Dawid 1984): errors of ticks that a network knows are too small to be a measure.
+    """
     stack = _end(stack, MOST_CALIBRATION)
     layout, count = detector.layout, len(stack.length)
+    staged = _Staged.of(detector, stages, stack)
     slabs = Slabs(layout, torch.device("cpu"), count + 1)
     slabs.records[1:] = detector.prior
     for name, values in (("m", stack.m), ("s", stack.s), ("interval", stack.usual)):
         slabs.view(name)[1:] = values
+    slabs.view("refractory")[1:] = calibrate.refractory(stack.length)
     if detector.networks:
         slabs.view("network")[1:] = np.arange(1, count + 1)
     slow = np.full((*stack.x.shape[:2], 2 * layout.channels), np.nan, dtype=np.float32) if detector.declared else None
     ticks = len(stack.x)
-    for t, who, scored in _stream(detector, stack, slabs, np.zeros(count, dtype=np.int64)):
+    for t, who, scored in _stream(staged, stack, slabs, np.zeros(count, dtype=np.int64)):
         progress("calibrating", (t + 1) / ticks)
         if slow is not None:
             slow[t, who] = scored.shift
-        elif (ends := who[stack.fit[who] == t + 1]).size:
-            n = slabs.view("n")
-            n[ends + 1] = np.minimum(n[ends + 1], LIVE_PRIOR)
+        known = who[staged.first[who] == t + 1] + 1
+        slabs.view("n")[known] = 0.0
+        slabs.view("calibration")[known] = 0.0
     shift = None
     if slow is not None:
         shift = _shift(slabs, stack, slow)
         _freeze(slabs)
-        detector = replace(detector, shift=shift)
-        _floors(detector, stack, slabs)
+        staged = replace(staged, detector=replace(staged.detector, shift=shift))
+        _floors(staged, stack, slabs)
     prior, spread = _prior(layout, slabs.records[1:], stack)
     if shift is not None:
         layout.view(prior[None], "centre")[...] = shift.centre[0]
-    detector = replace(detector, prior=prior, spread_of_locations=spread)
+    detector = replace(detector, shift=shift, prior=prior, spread_of_locations=spread)
     return detector, slabs
+
+
+@dataclass(frozen=True, slots=True)
+class _Staged:
+    """A detector whose networks take turns.
+
+    Attributes:
+        detector: with the networks of all stages, one stage after the other.
+        own: networks of a stage.
+        first: tick from which errors are those of ticks that the network does not know, (S,); 0: from the start.
+        ends: tick at which each stage but the last ends, (stages - 1, S).
+    """
+
+    detector: Detector
+    own: int
+    first: Ints
+    ends: Ints
+
+    @staticmethod
+    def of(detector: Detector, stages: Sequence[Mapping[str, Tensor]], stack: _Stack) -> "_Staged":
+        cells = detector.forecaster
+        weights = {name: torch.cat([stage[name] for stage in stages]) for name in stages[-1]}
+        together = Forecaster(cells.spec, cells.channels, cells.calendar, cells.bins, weights)
+        fitted = [(stack.length * share).astype(np.int64) for share in STAGES[: len(stages) - 1]]
+        ends = np.array([*fitted[1:], stack.fit])[: len(stages) - 1].reshape(len(stages) - 1, len(stack.length))
+        first = fitted[0] if fitted else np.zeros_like(stack.length)
+        return _Staged(replace(detector, forecaster=together), len(cells), first, ends)
 
 
 def _end(stack: _Stack, most: int) -> _Stack:
@@ -604,13 +663,17 @@ def _end(stack: _Stack, most: int) -> _Stack:
     )
 
 
-def _stream(detector: Detector, stack: _Stack, slabs: Slabs, begin: Ints) -> Iterator[tuple[int, Ints, Scored]]:
-    scorer = Scorer(detector, {}, 1 / calibrate.WEEK, None)
+def _stream(staged: _Staged, stack: _Stack, slabs: Slabs, begin: Ints) -> Iterator[tuple[int, Ints, Scored]]:
+    scorer = Scorer(staged.detector, {}, 1 / calibrate.WEEK, None)
+    network = slabs.view("network")
+    home = network[1:].copy()
     for t in range(int(begin.min()), len(stack.x)):
         who = np.flatnonzero((t >= begin) & (t < stack.length))
         if len(who):
+            network[who + 1] = home[who] + staged.own * (t >= staged.ends[:, who]).sum(0)
             reset = stack.fresh[t, who] | (t == begin[who])
             yield t, who, scorer.observe(slabs, who + 1, stack.x[t, who], stack.dt[t, who], stack.time[t, who], reset)
+    network[1:] = home
 
 
 def _freeze(slabs: Slabs) -> None:
@@ -637,33 +700,34 @@ def _shift(slabs: Slabs, stack: _Stack, slow: kernel.F4) -> ShiftReference | Non
     return ShiftReference(centre, precision, most, values_only=bool((stack.fit == stack.length).any()))
 
 
-def _floors(detector: Detector, stack: _Stack, slabs: Slabs) -> None:
-    """Least threshold of each device, and of each of its channels: mean + k sd of the surprise of ticks not fitted on.
+def _floors(staged: _Staged, stack: _Stack, slabs: Slabs) -> None:
+    """What is normal for each device and each of its channels: mean + k sd of the surprise of ticks not fitted on.
 
-    k = 4 (1 + 200 / n); 14 where the recording was too short to hold any out and twice that where
-    the shift statistic, which needs no network, is there to do the work: a network of 400 rows knows them by heart.
+    k = 4 (1 + 200 / n). Of several channels in a recording too short to hold any of it out, nothing is surprising: the
+    shift of their values is all that can be told (SKAB, 400 rows: false-alarm rate 50 % with surprise, 21 % without).
     """
     held_out = stack.fit < stack.length
-    begin = np.where(held_out, np.maximum(stack.fit - 2 * WINDOW, 0), 0)
-    f = len(detector.channels)
+    begin = np.where(held_out, np.maximum(stack.fit - 2 * WINDOW, 0), np.maximum(staged.first - 2 * WINDOW, 0))
+    count = np.where(held_out, stack.fit, staged.first)
+    f = len(staged.detector.channels)
     sums, squares = np.zeros((len(stack.length), f + 1)), np.zeros((len(stack.length), f + 1))
-    counts = np.zeros((len(stack.length), 1))
-    for t, who, scored in _stream(detector, stack, slabs, begin):
+    n = np.zeros((len(stack.length), 1))
+    for t, who, scored in _stream(staged, stack, slabs, begin):
         both = np.column_stack([scored.own, scored.surprise]).astype(np.float64)
-        use = ~np.isnan(scored.surprise) & ((t >= stack.fit[who]) | ~held_out[who])
-        counts[who[use]] += 1
+        use = ~np.isnan(scored.surprise) & (t >= count[who])
+        n[who[use]] += 1
         sums[who[use]] += both[use]
         squares[who[use]] += both[use] ** 2
-    known = counts[:, 0] >= LEAST
-    in_sample = IN_SAMPLE_WITH_SHIFT if detector.shift is not None else IN_SAMPLE
-    counts = np.maximum(counts, 1.0)
-    k = np.where(held_out[:, None], 4.0 * (1.0 + 200.0 / counts), in_sample)
-    mean = sums / counts
-    limit = mean + k * np.sqrt(np.maximum(squares / counts - mean**2, 0.0))
+    known = n[:, 0] >= LEAST
+    n = np.maximum(n, 1.0)
+    mean = sums / n
+    limit = mean + 4.0 * (1.0 + 200.0 / n) * np.sqrt(np.maximum(squares / n - mean**2, 0.0))
     varied = np.maximum(slabs.view("varied")[1:].sum(1, keepdims=True), 1.0)
-    height = calibrate.DECLARED_LEVEL + kernel.PRIOR_SLOPE * np.log(varied)
-    slabs.view("floor")[1:][known] = limit[known, f]
-    slabs.view("accepted")[1:][known] = np.maximum(limit[:, :f] / height, 1.0)[known]
+    limit[:, :f] /= calibrate.DECLARED_LEVEL + kernel.PRIOR_SLOPE * np.log(varied)
+    limit[:, f:] /= calibrate.DECLARED_LEVEL / varied**0.75
+    if staged.detector.shift is not None:
+        limit[~held_out] = NEVER
+    slabs.view("accepted")[1:][known, : f + 1] = np.maximum(limit, 1.0)[known]
 
 
 def _prior(layout: Layout, records: kernel.F4, stack: _Stack) -> tuple[kernel.F4, kernel.F4]:
@@ -679,7 +743,6 @@ def _prior(layout: Layout, records: kernel.F4, stack: _Stack) -> tuple[kernel.F4
         mean, var = np.moveaxis(of("calibration")[known], 2, 0)
         pooled["calibration"] = np.stack([mean.mean(0), var.mean(0) + mean.var(0)], 1)
         pooled["n"] = np.median(of("n")[known], 0)
-        pooled["floor"] = np.median(of("floor")[known])
         pooled["accepted"] = np.median(of("accepted")[known], 0)
     pooled["lo"], pooled["hi"] = of("lo").min(0), of("hi").max(0)
     pooled["varied"] = of("varied").max(0)

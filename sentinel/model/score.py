@@ -19,6 +19,7 @@ from sentinel.model.slabs import PAD, Array, Layout, Slabs
 from sentinel.records import Bools, Channel, Floats, Ints, ModelSpec
 
 BAND = 3.0  # sigmas
+ACCEPTED_ROOM = 1.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,9 @@ class Scored:
         forecast: location forecast one step ahead, scaled, (B, F); NaN where there is none.
         location, spread: the devices' own, in profile units, (B, F).
         shift: slow means of values and far errors, (B, 2 F).
+        highest, mean, joint, count: what the score is made of, see `kernel.score_of`, (B,).
+        network: whose weights forecast it, (B,).
+        settled: devices that alarmed for so long that their statistics run from here on, (B,).
     """
 
     score: kernel.F4
@@ -82,6 +86,12 @@ class Scored:
     location: kernel.F4
     spread: kernel.F4
     shift: kernel.F4
+    highest: kernel.F4
+    mean: kernel.F4
+    joint: kernel.F4
+    count: kernel.F4
+    settled: Bools
+    network: Ints
 
     def row(self, at: int) -> "Scored":
         """One of the ticks."""
@@ -142,6 +152,11 @@ class Scorer:
         raised = slabs.view("raised")
         raised[row] = min(float(raised[row]) + kernel.RAISE, kernel.RAISE_LIMIT)
 
+    def accept(self, slabs: Slabs, row: int) -> None:
+        """What came while this device's alert was open is normal: it, and a tenth more, alarms no longer."""
+        accepted, peak = slabs.view("accepted")[row], slabs.view("peak")[row]
+        np.maximum(accepted, np.where(peak >= 1.0, ACCEPTED_ROOM * peak, accepted), out=accepted)
+
     def ready(self, slabs: Slabs) -> tuple[Bools, Bools]:
         """Which slots are calibrated, and which states have settled, (N,) each: both give a score."""
         return slabs.view("n").max(1) >= kernel.LEAST, slabs.view("since") >= kernel.SETTLE
@@ -178,8 +193,11 @@ class Scorer:
             *(np.empty(b, dtype=np.float32) for _ in range(3)),
             *(np.empty((b, f), dtype=np.float32) for _ in range(4)),
             np.empty((b, 2 * f), dtype=np.float32),
+            *(np.empty(b, dtype=np.float32) for _ in range(4)),
+            np.empty(b, dtype=np.bool_),
+            slabs.view("network")[slots].astype(np.int64),
         )
-        verdicts = kernel.Verdicts(*(getattr(out, part.name) for part in fields(out)))
+        verdicts = kernel.Verdicts(*(getattr(out, name) for name in kernel.Verdicts._fields))
         kernel.judge(frame, rings, self._judgement, slots, linear, cross, ahead, dt, verdicts)
         return out
 

@@ -32,7 +32,8 @@ FIELDS = (
     "v2",
     "varied",
     "warm_sum",  # for a new device's location
-    "accepted",  # surprise that is normal for the channel, as a multiple of the threshold: at least 1
+    "accepted",  # what is normal, in thresholds, at least 1: of each channel, of their mean, of the shift
+    "peak",  # the same, of what came while the last alert was open
     "shift",  # slow means of values and far errors
     "centre",  # what they are when all is well
     "sums",  # window sums of errors, in quanta
@@ -42,12 +43,12 @@ FIELDS = (
     "since",  # ticks since the state began
     "warm",  # ticks that told where a new device lies
     "raised",  # b of the budget's controller
-    "floor",  # least threshold on the mean
     "frozen",  # statistics were declared
     "alarmed",  # share of the recent ticks that were flagged
     "group",  # row of the shift reference
     "network",  # row of the weights
     "interval",  # usual seconds between ticks
+    "refractory",  # ticks between the starts of alerts
 )
 
 Array = npt.NDArray[Any]
@@ -76,10 +77,10 @@ class Layout:
     def __post_init__(self) -> None:
         spec, f = self.spec, self.channels
         heads = head_count(spec, f)
-        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(FIELDS[:11], (f,))
-        shapes |= {"shift": (2, f), "centre": (2, f), "sums": (STREAMS, heads * f)}
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(FIELDS[:10], (f,))
+        shapes |= {"accepted": (f + 2,), "peak": (f + 2,), "shift": (2, f), "centre": (2, f), "sums": (STREAMS, heads * f)}
         shapes |= {"calibration": (MEMORIES, 2, STREAMS, heads * f), "n": (heads,)}
-        shapes |= dict.fromkeys(FIELDS[16:], ())
+        shapes |= dict.fromkeys(FIELDS[FIELDS.index("tick") :], ())
         fields, at = {}, 0
         for name in FIELDS:
             fields[name] = (at, shapes[name])

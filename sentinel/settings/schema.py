@@ -263,6 +263,10 @@ class ModelSettings(Table):
     horizons: Annotated[tuple[int, ...], Text("list of ticks", "a list of ticks such as [1, 64]", _horizons, list)] = (
         Field(default=_PROFILE.model.horizons, description="ticks ahead that forecasts are made for, ascending")
     )
+    weights: Literal["shared", "device"] = Field(
+        default=_PROFILE.model.weights,
+        description="one network for the profile, or one for each device besides, for a fleet of unlike devices",
+    )
 
     device: Literal["auto", "cpu", "cuda"] = Field(
         default=_PROFILE.device, description="where it runs; auto: cuda if there"

@@ -19,6 +19,7 @@ _COLUMNS: dict[str, tuple[str, float]] = {  # name: dtype, value of an empty slo
     "ticks": ("i8", 0),
     "last_start": ("i8", -(1 << 40)),  # tick of the last start of a prediction alert
     "score": ("f8", np.nan),  # last score; NaN: none yet
+    "onset": ("f8", np.nan),  # event time since which the score has been high
     "late": ("i4", 0),  # readings in a row that were far too late
     "silent": ("?", 0),
     "open": ("?", 0),  # has an alert
@@ -49,6 +50,7 @@ class DeviceTable:
         self.ticks: Ints
         self.last_start: Ints
         self.score: Floats
+        self.onset: Floats
         self.silent: Bools
         self.open: Bools
         self.last: Floats

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sentinel.model.calibrate import REFRACTORY
+from sentinel.model.carry import carry
 from sentinel.model.explain import Explanation, explain
 from sentinel.model.learn import Series, anew
 from sentinel.model.score import BAND, Detector, Scored, Scorer
-from sentinel.model.slabs import Array, Memory, Slabs
+from sentinel.model.slabs import Memory, Slabs
 from sentinel.records import (
     FATE_CODE,
     FATES,
@@ -46,6 +46,7 @@ from sentinel.stream.rules import RULES, Broken, Rules
 SILENCE_LEAST = 300.0  # seconds; with `silence_after = "auto"` no device is silent sooner
 SILENCE_INTERVALS = 10.0
 CLOCK_ERROR, CLOCK_ERROR_INTERVALS, CLOCK_ERROR_READINGS = 3600.0, 64.0, 16  # seconds, usual intervals, in a row
+STIRRED = 0.5  # score from which an episode has begun, should an alert come of it
 SCORED_BY = 50  # ticks; a device that had so many stays `scoring`
 _USED = FATE_CODE[Fate.ACCEPTED]
 _NOTHING: Floats = np.zeros((0, 0))
@@ -186,6 +187,9 @@ class ProfileStream:
             out.transitions += self.book.normal(command.device, now)
             if slot is not None:
                 self.table.open[slot] = command.device in self.book.open
+                if self.scorer is not None and self.slabs is not None:
+                    self.scorer.accept(self.slabs, slot)
+                    self.table.dirty[slot] = True
         elif command.verb == "forget" and slot is not None:
             out.forgotten.append(command.device)
             out.transitions += self._forget(slot, now)
@@ -204,7 +208,7 @@ class ProfileStream:
         Others begin as new devices of the profile.
         """
         self._know(detector.channels)
-        raised = self._raises()
+        before = (self.detector, self.slabs)
         self.detector = detector
         self.scorer = self._scorer(detector)
         self.slabs = Slabs(self.scorer.layout, self.scorer.device, self.table.capacity)
@@ -213,17 +217,14 @@ class ProfileStream:
         self._learned = {device: at for at, device in enumerate(devices)}
         self._memory = memory
         self._recall(list(self.table))
-        if raised is not None:
-            self.slabs.view("raised")[: len(raised)] = raised
+        if before[0] is not None and before[1] is not None:
+            carry(before[0], before[1], detector, self.slabs)
         self.rules.learned(self.channels, detector.channels, detector.longest_run)
         self.book.model = detector.version
         self.table.dirty |= self.table.used
 
     def _scorer(self, detector: Detector) -> Scorer:
         return Scorer(detector, self._given, self.spec.alert_budget, self.spec.threshold, self.device)
-
-    def _raises(self) -> Array | None:
-        return None if self.slabs is None else self.slabs.view("raised").copy()
 
     def respec(self, spec: ProfileSpec) -> None:
         """Take changed settings that need no new table, aligner or model: budget, gates, rules, alert policy."""
@@ -461,6 +462,9 @@ class ProfileStream:
         table, slots, book = self.table, batch.slots, self.book
         if scored is not None:
             flagged = scored.score >= 1.0
+            begun = table.onset[slots]
+            begun = np.where(np.isnan(begun), batch.time, begun)
+            table.onset[slots] = np.where(scored.score >= STIRRED, begun, np.nan)
             if flagged.any():
                 out.anomalies["prediction"] = out.anomalies.get("prediction", 0) + int(flagged.sum())
         else:
@@ -477,9 +481,13 @@ class ProfileStream:
                 if broken.any[row, at]
             }
             if flagged[row] and scored is not None and self.spec.alert_budget > 0:
-                ripe = table.ticks[slot] - table.last_start[slot] > REFRACTORY
-                if ripe or "prediction" in book.open.get(device, {}):
+                episode = book.open.get(device, {}).get("prediction")
+                if episode is None and self._ripe(slot):
                     evidence["prediction"] = lambda row=row: self._evidence(batch, scored, row)
+                elif episode is not None:
+                    worse = episode.score is None or float(scored.score[row]) > episode.score
+                    look = self._evidence if worse else _no_more
+                    evidence["prediction"] = lambda row=row, look=look: look(batch, scored, row)
             before = book.started.get("prediction", 0)
             scoreless = scored is None or bool(np.isnan(scored.score[row]))
             seen = {self.channels[column] for column in np.flatnonzero(~np.isnan(batch.values[row])).tolist()}
@@ -493,7 +501,16 @@ class ProfileStream:
                 table.last_start[slot] = table.ticks[slot]
             if "prediction" in ended and self.scorer is not None and self.slabs is not None:
                 self.scorer.raise_threshold(self.slabs, slot)
+                self.slabs.view("peak")[slot] = 0.0
+                table.onset[slot] = np.nan
+            if scored is not None and scored.settled[row]:
+                out.transitions += book.settle(device, float(batch.time[row]), int(batch.message[row]))
             table.open[slot] = device in book.open
+
+    def _ripe(self, slot: int) -> bool:
+        """Whether the refractory time since the device's last prediction alert is over."""
+        assert self.slabs is not None
+        return bool(self.table.ticks[slot] - self.table.last_start[slot] > self.slabs.view("refractory")[slot])
 
     # --- words for people ---
 
@@ -504,7 +521,7 @@ class ProfileStream:
             previous: the devices' values one tick before, (B, F of the detector): a counter goes on from there.
         """
         assert self.detector is not None
-        scale, sigma = self.detector.scale, self.detector.forecaster.sigma[0, 0].double().numpy()
+        scale, sigma = self.detector.scale, self.detector.forecaster.sigma[:, 0].double().numpy()[scored.network]
         mu, m, s = (part.astype(np.float64) for part in (scored.forecast, scored.location, scored.spread))
         middle, low, high = (
             (np.sinh(np.clip(mu + k * sigma, -14, 14)) * s + m) * scale.spread + scale.location
@@ -545,7 +562,9 @@ class ProfileStream:
         why = explain(self.detector, self.slabs, int(batch.slots[row]))
         previous = self.table.last[batch.slots[row : row + 1]][:, self._columns]
         expected = [part[0] for part in self.expectation(one, previous)]
-        return Evidence(float(one.score[0]), float(one.p_value[0]), self._views(batch.values[row], why, expected))
+        views = self._views(batch.values[row], why, expected)
+        since = float(self.table.onset[batch.slots[row]])
+        return Evidence(float(one.score[0]), float(one.p_value[0]), views, None if math.isnan(since) else since)
 
     def _rule_evidence(self, batch: Batch, broken: Broken, row: int, rule: AlertKind) -> Evidence:
         hit = broken.by_channel.get(rule)
@@ -564,6 +583,11 @@ def _tells(episode: Episode, scoreless: bool, seen: set[str]) -> bool:
     if episode.kind == "prediction" and scoreless:
         return False
     return not episode.channels or episode.channels[0].name in seen
+
+
+def _no_more(_batch: Batch, scored: Scored, row: int) -> Evidence:
+    """A tick that is no worse than the worst of its alert: nobody needs to know why."""
+    return Evidence(float(scored.score[row]), None, ())
 
 
 def _number(value: float) -> float | None:
