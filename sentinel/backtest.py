@@ -25,7 +25,7 @@ from sentinel.stream.pipeline import Outcome, ProfileStream, series_of
 CHUNK = 2048  # rows absorbed at once; no outcome depends on it
 DEFAULT_SHARE, DEFAULT_ROWS = 0.15, 750
 OTHER_BUDGETS = {"1/month": 7 / (30.4375 * WEEK), "1/week": 1 / WEEK, "1/day": 7 / WEEK}
-TERMS = ("highest", "mean", "joint", "count")
+TERMS = ("highest", "mean", "joint", "count", "unsure")
 LEAST_TICKS = 60  # that a device must have learned from for its network to be worth it
 
 Progress = Callable[[str, float], None]
@@ -225,7 +225,7 @@ class Backtest:
         self.stream.keep_ticks = True
         self._history: list[Batch] = []
         self._elsewhere = 0  # rows of other recordings that were learned from
-        self._terms: kernel.F4 | None = None  # (T, 4): what each score is made of
+        self._terms: kernel.F4 | None = None  # (T, 5): what each score is made of
 
     def _columns(self, recording: Recording) -> Floats:
         given = {channel.name: channel for channel in self.spec.channels or ()}
@@ -300,8 +300,11 @@ class Backtest:
             if slot is not None and len(rows):
                 dt = np.maximum(np.diff(self.time[rows], prepend=self.time[rows[0]]), 0.0)
                 interval, rest = (float(slabs.view(field)[slot]) for field in ("interval", "refractory"))
-                terms = (np.ascontiguousarray(self._terms[rows, term]) for term in range(len(TERMS)))
-                total += kernel.starts(*terms, dt, interval, budget, level, int(rest), self.spec.quiet_ticks)
+                highest, mean, joint, count, unsure = np.ascontiguousarray(self._terms[rows].T)
+                quiet = self.spec.quiet_ticks
+                total += kernel.starts(
+                    highest, mean, joint, count, unsure, dt, interval, budget, level, int(rest), quiet
+                )
         return total
 
     def _first_rows(self, plan: Plan) -> Bools:

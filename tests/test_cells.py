@@ -18,7 +18,9 @@ def layer_of(cell: Cell, seed: int = 0) -> torch.nn.LSTM | torch.nn.GRU:
 
 
 def stacked(layers: list[torch.nn.LSTM | torch.nn.GRU]) -> dict[str, Tensor]:
-    return {name: torch.stack([dict(layer.named_parameters())[name] for layer in layers]) for name in weights(layers[0])}
+    return {
+        name: torch.stack([dict(layer.named_parameters())[name] for layer in layers]) for name in weights(layers[0])
+    }
 
 
 def weights(layer: torch.nn.LSTM | torch.nn.GRU) -> dict[str, Tensor]:

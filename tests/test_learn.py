@@ -11,6 +11,7 @@ import torch
 from sentinel.adapters.models import load_model, model_path, save_model
 from sentinel.errors import ModelError
 from sentinel.model import archive, features, learn
+from sentinel.model.cells import State
 from sentinel.model.forecaster import Forecaster
 from sentinel.model.learn import Series
 from sentinel.model.scale import counters, longest_runs
@@ -258,7 +259,12 @@ def test_training_sees_what_the_live_network_sees(
         slabs.view(name)[1] = of[0]
     seen: list[torch.Tensor] = []
     step = scorer.forecaster.step
-    monkeypatch.setattr(scorer.forecaster, "step", lambda inputs, *rest: (seen.append(inputs[0]), step(inputs, *rest))[1])
+
+    def watched(inputs: torch.Tensor, state: State, network: torch.Tensor | None) -> tuple[torch.Tensor, State]:
+        seen.append(inputs[0])
+        return step(inputs, state, network)
+
+    monkeypatch.setattr(scorer.forecaster, "step", watched)
     for t in range(ticks):
         scorer.observe(slabs, np.array([1]), stack.x[t], stack.dt[t], stack.time[t], stack.fresh[t])
     inputs = learn._Ticks.of(stack, np.array([0])).inputs[:, 0]

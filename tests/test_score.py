@@ -18,8 +18,10 @@ from tests import fleets
 TICKS = 90
 
 
-def scorer(detector: Detector | None = None, declared: bool = False, **gates: Channel) -> tuple[Scorer, Slabs]:
-    made = Scorer(detector or fleets.learned(declared=declared).detector, gates, 1 / WEEK, None)
+def scorer(detector: Detector | None = None, *gates: Channel, declared: bool = False) -> tuple[Scorer, Slabs]:
+    made = Scorer(
+        detector or fleets.learned(declared=declared).detector, {gate.name: gate for gate in gates}, 1 / WEEK, None
+    )
     slabs = Slabs(made.layout, torch.device("cpu"), 2)
     made.begin(slabs, np.arange(2))
     return made, slabs
@@ -71,11 +73,16 @@ class Plain:
         for w, window in enumerate(kernel.WINDOWS):
             last = np.array(self.errors[-window:])
             streams[w] = np.abs((np.abs(last) if w < kernel.MAGNITUDES else last).sum(0) / window)
-        own = np.zeros(f)
+        by_head = np.zeros((len(said), f))
         memories = one["calibration"][: 1 if frozen else 2].reshape(-1, 2, STREAMS, len(said), f)
         for mean, var in memories:
             z = (streams - mean) / (np.sqrt(var) + 1e-3 * np.abs(mean) + kernel.FLOOR)
-            own += np.clip(z, 0, kernel.CEILING)[:, heads].sum((0, 1)) / (STREAMS * len(memories) * max(len(heads), 1))
+            by_head += np.clip(z, 0, kernel.CEILING).sum(0) / (STREAMS * len(memories))
+        # As surprising as the past or the other channels say, whichever more; over all channels, the mean of the heads.
+        past = [k for k in heads if k < len(said) - 1]
+        others = by_head[-1] * (len(said) - 1 in heads)
+        own = np.maximum(by_head[past].sum(0) / max(len(past), 1), others)
+        every = by_head[heads].sum(0) / max(len(heads), 1)
 
         varied = one["varied"] > 0
         count = max(int(varied.sum()), 1)
@@ -92,23 +99,26 @@ class Plain:
         if one["n"].max() >= kernel.RANGE_AFTER:
             excess = np.maximum(np.maximum(one["lo"] - linear, linear - one["hi"]), 0)
             beyond = excess / (one["hi"] - one["lo"] + kernel.FLOOR) / 0.02
-            own = own + weight * np.clip(np.nan_to_num(beyond), 0, 1)
-        own = np.where(varied, own, 0.0)
-        surprise = own.sum() / count
+            beyond = weight * np.clip(np.nan_to_num(beyond), 0, 1)
+            own, every = own + beyond, every + beyond
+        own, every = np.where(varied, own, 0.0), np.where(varied, every, 0.0)
+        surprise = every.sum() / count
 
         earned = kernel.RAISE / WEEK * min(1.0, 64 * interval) * min(one["raised"] / kernel.RAISE_REFERENCE, 1.0)
         raised = max(one["raised"] - earned, 0.0)
         highest = (own / one["accepted"][:f]).max()
-        if not declared:
-            highest /= 1 + kernel.UNSURE / max(one["n"].max(), 1.0)
-        terms = [highest / min(height * (1 + raised), max(kernel.CEILING, height))]
+        rise = 1 + raised if declared else (1 + raised) * (1 + kernel.UNSURE / max(one["n"].max(), 1.0))
+        terms = [highest / min(height * rise, max(kernel.CEILING, height))]
         if declared:
             mean_of_all = surprise / one["accepted"][f] * count**0.75
             terms.append(mean_of_all / min(level * (1 + raised), max(kernel.CEILING, level)))
             shift = self.joint(one, linear, plain[len(self.detector.spec.horizons) - 1])
             terms.append((shift / math.sqrt(1 + raised)) ** (1 / 3))
         score = max(terms) if heads else math.nan
-        p = math.exp(-(max(terms) * (1 + raised) * level - kernel.PRIOR_LEVEL) / kernel.PRIOR_SLOPE) / kernel.PRIOR_TICKS
+        p = (
+            math.exp(-(max(terms) * (1 + raised) * level - kernel.PRIOR_LEVEL) / kernel.PRIOR_SLOPE)
+            / kernel.PRIOR_TICKS
+        )
         return {
             "terms": np.array(terms),
             "score": np.array(score),
@@ -135,10 +145,11 @@ class Plain:
 
 
 def disturbed() -> Floats:
-    """One device's ticks with a spike, holes, and a lasting shift of one channel, (T, 3)."""
+    """One device's ticks with noise on all channels, a spike, holes, and a lasting shift of one channel, (T, 3)."""
     values = fleets.healthy(180, 0, 5)
-    values[60:64, 1] += 8
-    values[70:80, 0] = np.nan
+    values[40:50] += np.outer((-1.0) ** np.arange(10), [3.0, 9.0, 6.0])
+    values[70:74, 1] += 8
+    values[80:90, 0] = np.nan
     values[120:, 2] += 1.5
     return values
 
@@ -213,10 +224,10 @@ def test_a_deviation_under_min_deviation_or_on_the_wrong_side_never_counts() -> 
     values = fleets.healthy(TICKS, 0, 5)
     values[60:, 1] += 80
     assert max(play(*scorer(declared=True), values)[60:]) >= 1
-    others = {name: Channel(name, min_deviation=1000.0) for name in ("pressure", "heat")}
+    others = [Channel(name, min_deviation=1000.0) for name in ("pressure", "heat")]
     for gate in (Channel("flow", min_deviation=1000.0), Channel("flow", direction="below")):
-        assert max(play(*scorer(declared=True, flow=gate, **others), values)[60:]) < 1
-    assert max(play(*scorer(declared=True, flow=Channel("flow", direction="above"), **others), values)[60:]) >= 1
+        assert max(play(*scorer(None, gate, *others, declared=True), values)[60:]) < 1
+    assert max(play(*scorer(None, Channel("flow", direction="above"), *others, declared=True), values)[60:]) >= 1
 
 
 def test_a_gap_begins_a_new_state_and_makes_no_anomaly() -> None:
@@ -267,7 +278,7 @@ def test_the_p_value_at_the_threshold_is_one_in_the_budgets_ticks(interval: floa
         scored = observe(made, slabs, row, t, first=t == 0)
         if float(scored.p_value[0]) < 1:
             seen.append((float(scored.score[0]), math.log(float(scored.p_value[0]))))
-    slope, at_zero = np.polyfit(*np.transpose(seen), 1)
+    slope, at_zero = np.polyfit([score for score, _ in seen], [p for _, p in seen], 1)
     ticks = max(WEEK / interval, kernel.PRIOR_TICKS)
     assert len(seen) > 20
     assert slope + at_zero == pytest.approx(-math.log(ticks), rel=1e-4)
@@ -282,12 +293,13 @@ def test_alerts_counted_for_another_budget_are_those_of_its_own_controller(seed:
     highest = (rng.exponential(1.0, ticks) * (1 + np.sin(np.arange(ticks) / 300))).astype(np.float32)
     highest[rng.random(ticks) < 0.05] = np.nan
     zero, one = np.zeros(ticks, dtype=np.float32), np.ones(ticks, dtype=np.float32)
+    unsure = (rng.random(ticks) < 0.5).astype(np.float32)
     b, last, still, going, total = 0.0, -math.inf, 0, False, 0
     for t, value in enumerate(highest.tolist()):
         b = max(b - kernel.RAISE * budget * min(b / kernel.RAISE_REFERENCE, 1.0), 0.0)
         if math.isnan(value):
             continue
-        if value >= min(level * (1 + b), max(kernel.CEILING, level)):
+        if value >= min(level * (1 + b) * (1 + unsure[t]), max(kernel.CEILING, level)):
             still = 0
             if not going and t - last > rest:
                 going, last, total = True, t, total + 1
@@ -296,7 +308,8 @@ def test_alerts_counted_for_another_budget_are_those_of_its_own_controller(seed:
             if still == quiet:
                 going, b = False, min(b + kernel.RAISE, kernel.RAISE_LIMIT)
     assert total > 5
-    assert kernel.starts(highest, zero, zero, one, np.ones(ticks), 1.0, budget, math.nan, rest, quiet) == total
+    told = kernel.starts(highest, zero, zero, one, unsure, np.ones(ticks), 1.0, budget, math.nan, rest, quiet)
+    assert told == total
 
 
 class TestShift:

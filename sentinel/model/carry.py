@@ -41,14 +41,14 @@ def carry(old: Detector, before: Slabs, new: Detector, after: Slabs) -> None:
         moved = (before.view(name)[rows] * s + m - m1) / s1
         after.view(name)[rows] = np.clip(moved, -LIMIT, LIMIT) if name in ("v1", "v2") else moved
     if before.layout.bins:
-        y = (np.sinh(before.daily[rows].astype(np.float64)) * s[:, None, None] + m[:, None, None] - m1[:, None, None])
+        y = np.sinh(before.daily[rows].astype(np.float64)) * s[:, None, None] + m[:, None, None] - m1[:, None, None]
         after.daily[rows] = np.arcsinh(y / s1[:, None, None]).clip(-8.0, 8.0)
         after.visits[rows] = before.visits[rows]
 
 
-def _placed(detector: Detector, slabs: Slabs, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> tuple[
-    np.ndarray[tuple[int, int], np.dtype[np.float64]], np.ndarray[tuple[int, int], np.dtype[np.float64]]
-]:
+def _placed(
+    detector: Detector, slabs: Slabs, rows: np.ndarray[tuple[int], np.dtype[np.int64]]
+) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float64]], np.ndarray[tuple[int, int], np.dtype[np.float64]]]:
     """Location and spread of devices in the channels' units, (N, F) each."""
     scale = detector.scale
     return slabs.view("m")[rows] * scale.spread + scale.location, slabs.view("s")[rows] * scale.spread

@@ -46,7 +46,8 @@ def explain(detector: Detector, slabs: Slabs, slot: int) -> Explanation:
     span = min(since, RECENT)
     order = (tick - span + np.arange(span)) % RING
     errors = slabs.errors[slot, order].reshape(span, heads, f).astype(np.float64) / QUANTUM
-    usual = 1.25 * slabs.view("calibration")[slot, 0, 0, 0].reshape(heads, f) + FLOOR  # sd of a Gaussian from its mean |e|
+    # The sd of a Gaussian from its mean |e|.
+    usual = 1.25 * slabs.view("calibration")[slot, 0, 0, 0].reshape(heads, f) + FLOOR
     varied = slabs.view("varied")[slot] > 0
     varied = varied if varied.any() else np.ones(f, dtype=np.bool_)
     n, reach = slabs.view("n")[slot], np.array([*horizons, 1])[:heads]

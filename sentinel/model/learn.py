@@ -257,7 +257,8 @@ def _blank(layout: Layout, interval: float) -> kernel.F4:
         ("refractory", calibrate.REFRACTORY),
     ):
         layout.view(record, name)[...] = value
-    return record[0]
+    blank: kernel.F4 = record[0]
+    return blank
 
 
 # --- weights -----------------------------------------------------------------------------------------------------

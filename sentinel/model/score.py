@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sentinel.model import calibrate, features, kernel
 from sentinel.model.calibrate import ShiftReference
@@ -73,7 +72,7 @@ class Scored:
         forecast: location forecast one step ahead, scaled, (B, F); NaN where there is none.
         location, spread: the devices' own, in profile units, (B, F).
         shift: slow means of values and far errors, (B, 2 F).
-        highest, mean, joint, count: what the score is made of, see `kernel.score_of`, (B,).
+        highest, mean, joint, count, unsure: what the score is made of, see `kernel.score_of`, (B,).
         network: whose weights forecast it, (B,).
         settled: devices that alarmed for so long that their statistics run from here on, (B,).
     """
@@ -90,6 +89,7 @@ class Scored:
     mean: kernel.F4
     joint: kernel.F4
     count: kernel.F4
+    unsure: kernel.F4
     settled: Bools
     network: Ints
 
@@ -189,13 +189,23 @@ class Scorer:
         x = np.ascontiguousarray(values, dtype=np.float32)
         kernel.prepare(frame, rings, slots, x, dt, lapse, time, clock, reset, linear, y, inputs, alive)
         cross, ahead = self._step(slabs, slots, inputs, y, alive)
+        one, each = np.empty((8, b), dtype=np.float32), np.empty((4, b, f), dtype=np.float32)
         out = Scored(
-            *(np.empty(b, dtype=np.float32) for _ in range(3)),
-            *(np.empty((b, f), dtype=np.float32) for _ in range(4)),
-            np.empty((b, 2 * f), dtype=np.float32),
-            *(np.empty(b, dtype=np.float32) for _ in range(4)),
-            np.empty(b, dtype=np.bool_),
-            slabs.view("network")[slots].astype(np.int64),
+            score=one[0],
+            surprise=one[1],
+            p_value=one[2],
+            own=each[0],
+            forecast=each[1],
+            location=each[2],
+            spread=each[3],
+            shift=np.empty((b, 2 * f), dtype=np.float32),
+            highest=one[3],
+            mean=one[4],
+            joint=one[5],
+            count=one[6],
+            unsure=one[7],
+            settled=np.empty(b, dtype=np.bool_),
+            network=slabs.view("network")[slots].astype(np.int64),
         )
         verdicts = kernel.Verdicts(*(getattr(out, name) for name in kernel.Verdicts._fields))
         kernel.judge(frame, rings, self._judgement, slots, linear, cross, ahead, dt, verdicts)

@@ -78,7 +78,13 @@ class Layout:
         spec, f = self.spec, self.channels
         heads = head_count(spec, f)
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(FIELDS[:10], (f,))
-        shapes |= {"accepted": (f + 2,), "peak": (f + 2,), "shift": (2, f), "centre": (2, f), "sums": (STREAMS, heads * f)}
+        shapes |= {
+            "accepted": (f + 2,),
+            "peak": (f + 2,),
+            "shift": (2, f),
+            "centre": (2, f),
+            "sums": (STREAMS, heads * f),
+        }
         shapes |= {"calibration": (MEMORIES, 2, STREAMS, heads * f), "n": (heads,)}
         shapes |= dict.fromkeys(FIELDS[FIELDS.index("tick") :], ())
         fields, at = {}, 0
