@@ -166,7 +166,7 @@ class TestTheFile:
             quiet_ticks = 3
             learn = "once"
             learn_after = 100
-            model = { cell = "gru", layers = 2, hidden = 8, dropout = 0.1, horizons = [1, 4] }
+            model = { cell = "gru", layers = 2, hidden = 8, dropout = 0.1, horizons = [1, 4], weights = "device" }
         """
         assert load(tmp_path, text).specs() == (
             ProfileSpec(
@@ -191,7 +191,7 @@ class TestTheFile:
                 quiet_ticks=3,
                 learn="once",
                 learn_after=100,
-                model=ModelSpec("gru", 2, 8, 0.1, (1, 4)),
+                model=ModelSpec("gru", 2, 8, 0.1, (1, 4), "device"),
             ),
         )
 
@@ -359,6 +359,9 @@ REFUSED_KEYS = {
     # top level and other tables
     '[profiles.p]\ntopic = "p/{device}"\nmodel = { device = "gpu" }': (
         's.toml:3: profiles.p.model.device = "gpu": must be "auto", "cpu" or "cuda"'
+    ),
+    '[profiles.p]\ntopic = "p/{device}"\nmodel = { weights = "each" }': (
+        's.toml:3: profiles.p.model.weights = "each": must be "shared" or "device"'
     ),
     "mqtt = 5": "s.toml:1: mqtt = 5: must be a table with the keys host, port, version, client_id, username, "
     "password_file, tls, qos, keepalive, prefix, commands, session_expiry",
