@@ -369,11 +369,12 @@ class Backtest:
 
     def _rank(self, rows: Ints) -> Ints:
         """How many rows of the same device come before each, in the order of `_order`."""
+        device = self.device[rows]
+        order = np.argsort(device, kind="stable")
+        first = np.searchsorted(device[order], device)
         out = np.empty(len(rows), dtype=np.int64)
-        for at in range(len(self.devices)):
-            mine = np.flatnonzero(self.device[rows] == at)
-            out[mine] = np.arange(len(mine))
-        return out
+        out[order] = np.arange(len(rows))
+        return out - first
 
     def _abreast(self, rows: Ints) -> list[Ints]:
         """Chunks in which all devices go on side by side: no score depends on how devices interleave."""

@@ -184,33 +184,56 @@ def test_the_score_equals_a_plain_reading_of_the_formula(declared: bool, errors_
     assert (decides[: 3 if declared else 1] > 0).all(), f"each term decides somewhere: {decides}"
 
 
-@pytest.mark.parametrize("declared", [False, True], ids=["live", "declared"])
-def test_what_a_tick_teaches_is_the_running_mean_and_variance_unless_it_was_declared(declared: bool) -> None:
-    made, slabs = scorer(declared=declared)
-    values = fleets.healthy(120, 0, 5)
-    for t, row in enumerate(values):
-        before = {name: slabs.view(name)[1].copy() for name in ("calibration", "n", "lo", "hi")}
-        observe(made, slabs, row, t, first=t == 0)
-        after = {name: slabs.view(name)[1] for name in before}
-        if declared or t < kernel.SETTLE:
-            for name in before if declared else ("calibration", "n"):
-                np.testing.assert_array_equal(after[name], before[name])
-            continue
+def taught(made: Scorer, slabs: Slabs, row: Floats, t: int) -> tuple[dict[str, Array], dict[str, Array]]:
+    """What a device knew before and after a tick; `stream`: its window means with that tick."""
+    names = ("calibration", "n", "lo", "hi")
+    before = {name: slabs.view(name)[1].astype(np.float64) for name in names}
+    observe(made, slabs, row, t, first=t == 0)
+    after = {name: slabs.view(name)[1].astype(np.float64) for name in names}
+    size = np.array(kernel.WINDOWS)[:, None] * kernel.QUANTUM
+    after["stream"] = np.abs(slabs.view("sums")[1].astype(np.float64)) / size
+    return before, after
+
+
+def test_what_a_live_tick_teaches_is_the_running_mean_and_variance() -> None:
+    made, slabs = scorer()
+    begun = slabs.view("n")[1].copy()
+    for t, row in enumerate(fleets.healthy(120, 0, 5)):
+        before, after = taught(made, slabs, row, t)
         learns = after["n"] > before["n"]
         np.testing.assert_array_equal(after["n"] - before["n"], learns.astype(float))
-        size = np.array(kernel.WINDOWS)[:, None] * kernel.QUANTUM
-        stream = np.abs(slabs.view("sums")[1]) / size
-        own = 1 / np.repeat(after["n"], 3)
-        for memory, rate in enumerate((own, np.maximum(own, 1 / kernel.MEMORY))):
-            rate = np.where(np.repeat(learns, 3), rate, 0.0)  # noqa: PLW2901
+        assert t >= kernel.SETTLE or not learns.any()
+        own = np.repeat(learns / np.maximum(after["n"], 1.0), 3)
+        for memory, rate in enumerate((own, np.maximum(own, (own > 0) / kernel.MEMORY))):
             mean, var = before["calibration"][memory]
-            away = stream - mean
+            away = after["stream"] - mean
             np.testing.assert_allclose(after["calibration"][memory, 0], mean + rate * away, rtol=1e-4, atol=1e-5)
-            np.testing.assert_allclose(
-                after["calibration"][memory, 1], (1 - rate) * (var + rate * away**2), rtol=1e-4, atol=1e-5
-            )
-    if not declared:
-        assert slabs.view("n")[1].min() > made.layout.view(made.detector.prior[None], "n")[0].min() + 20
+            expected = (1 - rate) * (var + rate * away**2)
+            np.testing.assert_allclose(after["calibration"][memory, 1], expected, rtol=1e-4, atol=1e-5)
+    assert (slabs.view("n")[1] - begun).min() > 50
+
+
+def test_what_was_declared_follows_what_comes_but_at_a_bounded_rate() -> None:
+    made, slabs = scorer(declared=True)
+    values = fleets.healthy(140, 0, 5)
+    values[90:] += 1000.0
+    for t, row in enumerate(values):
+        before, after = taught(made, slabs, row, t)
+        np.testing.assert_array_equal(after["n"], before["n"])
+        mean, var = before["calibration"][0]
+        most = kernel.MOST_AT_ONCE * (np.sqrt(var) + 1e-3 * np.abs(mean) + kernel.FLOOR)
+        trusted = np.repeat(after["n"] >= kernel.LEAST, 3) * (
+            t >= np.repeat([kernel.SETTLE, kernel.SETTLE, kernel.SETTLE], 3)
+        )
+        moved = kernel.FOLLOWS * np.clip(after["stream"] - mean, -most, most) * trusted
+        np.testing.assert_allclose(after["calibration"][0, 0], mean + moved, rtol=1e-4, atol=1e-6)
+        np.testing.assert_array_equal(after["calibration"][0, 1], var)
+        np.testing.assert_array_equal(after["calibration"][1], before["calibration"][1])
+        room = 1.001 * kernel.FOLLOWS * (before["hi"] - before["lo"])
+        assert (after["lo"] <= before["lo"]).all()
+        assert (after["hi"] >= before["hi"]).all()
+        assert (before["lo"] - after["lo"] <= room).all()
+        assert (after["hi"] - before["hi"] <= room).all()
 
 
 def test_a_new_device_of_a_known_profile_is_scored_within_its_first_fifty_ticks() -> None:
@@ -343,12 +366,12 @@ class TestShift:
         assert (precision[:, :, ~used] == 0).all()
         assert (precision[:, used][:, :, used] != 0).all()
 
-    def test_the_clean_centre_follows_slow_drift_but_no_further_than_three_sd_at_once(self) -> None:
+    def test_the_clean_centre_follows_slow_drift_but_at_a_bounded_rate(self) -> None:
         detector = fleets.learned(declared=True).detector
         assert detector.shift is not None
         made, slabs = scorer(detector)
         play(made, slabs, fleets.healthy(kernel.EARLIEST_SHIFT + 20, 0, 5))
-        most = 3 / np.sqrt(np.diagonal(detector.shift.precision[0, 0]))
+        most = kernel.MOST_AT_ONCE / np.sqrt(np.diagonal(detector.shift.precision[0, 0]))
         row = fleets.healthy(1, 0, 5)[0]
         for away in (1e6, -1e6):
             before = slabs.view("centre")[1, 0].copy()
