@@ -542,7 +542,9 @@ def judge(
                     z = max(away / sd, np.float32(0.0))
                     clipped[j] += min(z, np.float32(CEILING))
                     if frozen:
-                        mean[j] += weight[j] * np.float32(FOLLOWS) * min(max(away, -MOST_AT_ONCE * sd), MOST_AT_ONCE * sd)
+                        mean[j] += (
+                            weight[j] * np.float32(FOLLOWS) * min(max(away, -MOST_AT_ONCE * sd), MOST_AT_ONCE * sd)
+                        )
                         continue
                     moved = rates[memory, j] * away
                     mean[j] += moved
