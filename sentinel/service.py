@@ -38,6 +38,7 @@ from sentinel.adapters.sinks import (
 from sentinel.adapters.store import AnyStore, Row, SnapshotReport, SnapshotWriter, Store
 from sentinel.errors import ConfigError, ModelError, SentinelError, StoreError, Unavailable
 from sentinel.learner import Learner
+from sentinel.model.learn import warm
 from sentinel.records import Command, Entry, Fate, Message, ProfileSpec, Promotion, Readings, Timer, Transition
 from sentinel.settings import Settings
 from sentinel.stream.alerts import FLEET, AlertBook
@@ -55,6 +56,7 @@ DEAD_LETTER_BYTES = 1024
 KEEP_MODELS = 3
 OVERFULL_FOR = 60.0  # seconds after the last refused device that its alert stays
 SYSTEM = "_system"
+COMPILING = 300.0  # seconds that the arithmetic may take to compile at the first start
 REPLAY_SAYS_EVERY = 2.0
 
 log = structlog.get_logger("sentinel.service")
@@ -154,6 +156,8 @@ class Service:
         """
         torch.set_num_threads(1)
         try:
+            self.notifier.extend_timeout(COMPILING)
+            warm()
             self.restore()
             self.http.start()
             self.start()

@@ -91,8 +91,18 @@ def test_statistics_mean_the_same_in_the_channels_units(
     inside = np.abs(after.daily[1]) < 8.0
     np.testing.assert_allclose(now[inside], was[inside], rtol=1e-4, atol=1e-4 * size)
     np.testing.assert_array_equal(after.visits[1], before.visits[1])
-    for name in ("n", "accepted", "peak", "varied", "alarmed", "refractory", "raised"):
+    for name in ("n", "accepted", "peak", "alarmed", "refractory", "raised"):
         np.testing.assert_array_equal(after.view(name)[1], before.view(name)[1], name)
+
+
+def test_a_channel_that_has_varied_stays_so_and_its_first_values_are_the_new_streams() -> None:
+    same = detector(np.zeros(F), np.ones(F))
+    before, after = filled(same, 1), filled(same, 2)
+    before.view("varied")[1], after.view("varied")[1] = [1.0, 0.0], [0.0, 0.0]
+    first = after.view("v1")[1].copy()
+    carry(same, before, same, after)
+    np.testing.assert_array_equal(after.view("varied")[1], [1.0, 0.0])
+    np.testing.assert_array_equal(after.view("v1")[1], first)
 
 
 def test_the_same_scale_changes_no_bit() -> None:

@@ -222,9 +222,7 @@ def test_what_was_declared_follows_what_comes_but_at_a_bounded_rate() -> None:
         np.testing.assert_array_equal(after["n"], before["n"])
         mean, var = before["calibration"][0]
         most = kernel.MOST_AT_ONCE * (np.sqrt(var) + 1e-3 * np.abs(mean) + kernel.FLOOR)
-        trusted = np.repeat(after["n"] >= kernel.LEAST, 3) * (
-            t >= np.repeat([kernel.SETTLE, kernel.SETTLE, kernel.SETTLE], 3)
-        )
+        trusted = np.repeat(after["n"] >= kernel.LEAST, 3) & (t >= kernel.SETTLE)
         moved = kernel.FOLLOWS * np.clip(after["stream"] - mean, -most, most) * trusted
         np.testing.assert_allclose(after["calibration"][0, 0], mean + moved, rtol=1e-4, atol=1e-6)
         np.testing.assert_array_equal(after["calibration"][0, 1], var)

@@ -46,7 +46,7 @@ def rows(devices: int, ticks: int = TICKS, seed: int = 7, faults: bool = True) -
     rng = np.random.default_rng(seed)
     parts = [fleets.healthy(ticks, i, seed) for i in range(devices)]
     if faults:
-        parts[0][30:40, 1] += 8.0
+        parts[0][30:40, 1] += 40.0
     out = []
     for t in range(ticks):
         for i in range(devices):

@@ -5,7 +5,7 @@ Axes: N slots, F channels, K heads, D bins of a day.
 
 import numpy as np
 
-from sentinel.model.kernel import LEAST, LIMIT
+from sentinel.model.kernel import LEAST
 from sentinel.model.score import Detector
 from sentinel.model.slabs import Slabs
 
@@ -18,11 +18,7 @@ def carry(old: Detector, before: Slabs, new: Detector, after: Slabs) -> None:
     """
     count = min(len(before), len(after))
     after.view("raised")[:count] = before.view("raised")[:count]
-    same = (old.channels, before.layout.heads, before.layout.bins) == (
-        new.channels,
-        after.layout.heads,
-        after.layout.bins,
-    )
+    same = (old.channels, before.layout.heads) == (new.channels, after.layout.heads)
     if not same or new.declared or bool((old.scale.counter != new.scale.counter).any()):
         return
     rows = np.flatnonzero(before.view("n")[:count].max(1) >= LEAST)
@@ -35,12 +31,12 @@ def carry(old: Detector, before: Slabs, new: Detector, after: Slabs) -> None:
     calibration[:, :, 0] *= wide
     calibration[:, :, 1] *= wide**2
     after.view("calibration")[rows] = calibration
-    for name in ("n", "accepted", "peak", "varied", "alarmed", "refractory"):
+    for name in ("n", "accepted", "peak", "alarmed", "refractory"):
         after.view(name)[rows] = before.view(name)[rows]
-    for name in ("lo", "hi", "v1", "v2"):
-        moved = (before.view(name)[rows] * s + m - m1) / s1
-        after.view(name)[rows] = np.clip(moved, -LIMIT, LIMIT) if name in ("v1", "v2") else moved
-    if before.layout.bins:
+    after.view("varied")[rows] = np.maximum(after.view("varied")[rows], before.view("varied")[rows])
+    for name in ("lo", "hi"):
+        after.view(name)[rows] = (before.view(name)[rows] * s + m - m1) / s1
+    if before.layout.bins and before.layout.bins == after.layout.bins:
         y = np.sinh(before.daily[rows].astype(np.float64)) * s[:, None, None] + m[:, None, None] - m1[:, None, None]
         after.daily[rows] = np.arcsinh(y / s1[:, None, None]).clip(-8.0, 8.0)
         after.visits[rows] = before.visits[rows]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sentinel.model.kernel import FLOOR, LEAST, MAGNITUDES, QUANTUM, SETTLE, WINDOWS
+from sentinel.model.calibrate import ShiftReference
+from sentinel.model.kernel import FLOOR, LEAST, MAGNITUDES, QUANTUM, SETTLE, SHIFT_RATE, WINDOWS
 from sentinel.model.score import Detector
 from sentinel.model.slabs import RING, Slabs
 from sentinel.records import Floats, How, Ints
@@ -33,7 +34,7 @@ class Explanation:
     readings: Ints
 
 
-def explain(detector: Detector, slabs: Slabs, slot: int) -> Explanation:
+def explain(detector: Detector, slabs: Slabs, slot: int, *, by_shift: bool = False) -> Explanation:
     """Blame the channels by how much of the recent errors a fault of each alone explains.
 
     A fault of channel f shows in its own forecasts, and through the cross head in all others' errors: a deviation of 1
@@ -62,8 +63,27 @@ def explain(detector: Detector, slabs: Slabs, slot: int) -> Explanation:
     blame = np.maximum(energy - span, 0.0).sum(0)
     total = float(blame.sum())
     shares = blame / total if total > 0 else varied / varied.sum()
+    if by_shift and detector.shift is not None:
+        return _shifted(detector, detector.shift, slabs, slot, shares if total > 0 else np.zeros(f))
     how, by, readings = _how(slabs, slot, errors, len(horizons), trusted)
     return Explanation(shares, how, by * slabs.view("s")[slot], readings)
+
+
+def _shifted(detector: Detector, reference: ShiftReference, slabs: Slabs, slot: int, shares: Floats) -> Explanation:
+    """Where the slow means moved: by how much their squared distance falls if a channel is left out, (P a)_f^2 / P_ff.
+
+    Two channels that explain each other tie in this; what the errors say of each decides.
+    """
+    f, group = len(detector.channels), int(slabs.view("group")[slot])
+    away = (slabs.view("shift")[slot] - slabs.view("centre")[slot]).astype(np.float64)
+    parts = np.zeros(f)
+    for k in range(1 if reference.values_only else 2):
+        precision = reference.precision[group, k].astype(np.float64)
+        parts += (precision @ away[k]) ** 2 / np.maximum(np.diag(precision), 1e-9)
+    both = parts / max(float(parts.sum()), 1e-9) + shares
+    how: tuple[How, ...] = tuple("drifted" for _ in range(f))
+    by = away[0] * slabs.view("s")[slot]
+    return Explanation(both / both.sum(), how, by, np.full(f, round(2 / SHIFT_RATE) - 1))
 
 
 def _how(

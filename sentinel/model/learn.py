@@ -90,7 +90,7 @@ def learn(
     Args:
         channels: of the F columns; their gates do not matter here.
         declared: the user vouches for this recording: its statistics stay frozen.
-        start: the detector to start from, where its weights fit.
+        start: the detector to start from, if its weights have the shapes that are needed now.
         progress: told what is being done and the share done.
 
     Raises:
@@ -103,7 +103,10 @@ def learn(
     stacked = _Stack.of(series, declared=declared)
     names = tuple(channel.name for channel in channels)
     networks = tuple(s.device for s in series) if spec.weights == "device" else ()
-    stages, losses = _fit(stacked, networks, spec, seed, start, progress)
+    shapes = weight_shapes(spec, len(names), stacked.calendar, stacked.bins)
+    if start is not None and {k: tuple(v.shape[1:]) for k, v in start.forecaster.weights.items()} != shapes:
+        start = None  # a channel, the calendar or the daily profile has come since: begin anew
+    stages, losses, better = _fit(stacked, networks, spec, seed, start, progress)
     forecaster = Forecaster(spec, len(names), stacked.calendar, stacked.bins, stages[-1])
     layout = Layout(spec, len(names), stacked.bins)
     detector = Detector(
@@ -118,7 +121,6 @@ def learn(
         networks=networks,
         learned_on=_learned_on(start, series) if networks else (),
     )
-    better = start is None or not losses[1] >= losses[0]
     if start is not None:
         stacked = _end(stacked, REPLAYED)  # devices keep their statistics
     detector, slabs = _calibrate(detector, stages, stacked, progress)
@@ -259,6 +261,28 @@ def _blank(layout: Layout, interval: float) -> kernel.F4:
         layout.view(record, name)[...] = value
     blank: kernel.F4 = record[0]
     return blank
+
+
+def warm() -> None:
+    """Compile the arithmetic of a tick, where no earlier run has left it compiled: some 20 s, else one."""
+    spec = ModelSpec(hidden=1, horizons=(1,))
+    shapes = weight_shapes(spec, 1, calendar=False, bins=0)
+    forecaster = Forecaster(spec, 1, False, 0, {name: torch.zeros(1, *shape) for name, shape in shapes.items()})
+    one = np.ones(1)
+    detector = Detector(
+        channels=("",),
+        scale=ProfileScale(0 * one, one, one < 1),
+        forecaster=forecaster,
+        prior=_blank(Layout(spec, 1), 1.0),
+        spread_of_locations=np.zeros(1, dtype=np.float32),
+        interval=1.0,
+        longest_run=one,
+        declared=False,
+    )
+    slabs = Slabs(detector.layout, torch.device("cpu"), 2)
+    scorer = Scorer(detector, {}, 1 / calibrate.WEEK, None)
+    scorer.begin(slabs, np.array([1]))
+    scorer.observe(slabs, np.array([1]), one[None], one, one, one > 0)
 
 
 # --- weights -----------------------------------------------------------------------------------------------------
@@ -408,11 +432,11 @@ def _loss(
 
 def _fit(
     stack: _Stack, devices: Sequence[str], spec: ModelSpec, seed: int, start: Detector | None, progress: Progress
-) -> tuple[list[dict[str, Tensor]], tuple[float, float]]:
+) -> tuple[list[dict[str, Tensor]], tuple[float, float], bool]:
     """The profile's network, from all series, and where weights are by device, then each series' own from its own.
 
     Returns stacked weights: after each share of `STAGES`, where the series are learned from for the first time, and
-    last those that count.
+    last those that count; their losses; and whether any of them is better than what it started from.
 
     One after the other: side by side in one batched product they took longer (58 networks, 6 windows of 64 ticks
     each: 103 ms a step against 81 ms).
@@ -459,7 +483,7 @@ def _fit(
         {name: torch.stack([weights[name] for weights in stage]) for name in shapes} for stage in [*early, networks]
     ]
     before, after = (float(np.mean([pair[at] for pair in losses])) for at in (0, 1))
-    return stacked, (before, after)
+    return stacked, (before, after), start is None or any(last < first for first, last in losses)
 
 
 def _knows(start: Detector, device: str, ticks: int) -> bool:
@@ -612,6 +636,7 @@ def _calibrate(
         _freeze(slabs)
         staged = replace(staged, detector=replace(staged.detector, shift=shift))
         _floors(staged, stack, slabs)
+    slabs.view("peak")[:] = slabs.view("alarmed")[:] = 0.0
     prior, spread = _prior(layout, slabs.records[1:], stack)
     if shift is not None:
         layout.view(prior[None], "centre")[...] = shift.centre[0]
@@ -753,6 +778,7 @@ def _prior(layout: Layout, records: kernel.F4, stack: _Stack) -> tuple[kernel.F4
     for name, value in pooled.items():
         layout.view(prior, name)[0] = value
     if not of("frozen")[0]:
+        layout.view(prior, "v1")[...] = layout.view(prior, "v2")[...] = np.nan
         n = layout.view(prior, "n")
         np.minimum(n, LIVE_PRIOR, out=n)
     spread = np.zeros(layout.channels, dtype=np.float32)

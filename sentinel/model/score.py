@@ -156,6 +156,16 @@ class Scorer:
         """What came while this device's alert was open is normal: it, and a tenth more, alarms no longer."""
         accepted, peak = slabs.view("accepted")[row], slabs.view("peak")[row]
         np.maximum(accepted, np.where(peak >= 1.0, ACCEPTED_ROOM * peak, accepted), out=accepted)
+        peak[:] = 0.0
+
+    def alert_begins(self, slabs: Slabs, row: int, scored: Scored, at: int) -> None:
+        """With tick `at` of `scored` an alert of this device begins: what is remembered of it begins there."""
+        peak, f, count = slabs.view("peak")[row], self.layout.channels, float(scored.count[at])
+        own = self._judgement
+        level = kernel.level_of(own.level, own.budget, float(slabs.view("interval")[row]))
+        peak[:f] = scored.own[at] / (level + kernel.PRIOR_SLOPE * np.log(count))
+        peak[f] = scored.surprise[at] * count**0.75 / level
+        peak[f + 1] = scored.joint[at] * slabs.view("accepted")[row, f + 1]
 
     def ready(self, slabs: Slabs) -> tuple[Bools, Bools]:
         """Which slots are calibrated, and which states have settled, (N,) each: both give a score."""

@@ -46,7 +46,7 @@ from sentinel.stream.rules import RULES, Broken, Rules
 SILENCE_LEAST = 300.0  # seconds; with `silence_after = "auto"` no device is silent sooner
 SILENCE_INTERVALS = 10.0
 CLOCK_ERROR, CLOCK_ERROR_INTERVALS, CLOCK_ERROR_READINGS = 3600.0, 64.0, 16  # seconds, usual intervals, in a row
-STIRRED = 0.5  # score from which an episode has begun, should an alert come of it
+STIRRED, MOST_BEFORE = 0.8, 64.0  # score from which an episode has begun, should an alert come of it in so many ticks
 SCORED_BY = 50  # ticks; a device that had so many stays `scoring`
 _USED = FATE_CODE[Fate.ACCEPTED]
 _NOTHING: Floats = np.zeros((0, 0))
@@ -184,11 +184,13 @@ class ProfileStream:
         elif command.verb == "shelve":
             out.transitions += self.book.shelve(command.device, now, command.seconds)
         elif command.verb == "normal":
+            ended = "prediction" in self.book.open.get(command.device, {})
             out.transitions += self.book.normal(command.device, now)
             if slot is not None:
                 self.table.open[slot] = command.device in self.book.open
-                if self.scorer is not None and self.slabs is not None:
+                if ended and self.scorer is not None and self.slabs is not None:
                     self.scorer.accept(self.slabs, slot)
+                    self.scorer.raise_threshold(self.slabs, slot)
                     self.table.dirty[slot] = True
         elif command.verb == "forget" and slot is not None:
             out.forgotten.append(command.device)
@@ -464,7 +466,8 @@ class ProfileStream:
             flagged = scored.score >= 1.0
             begun = table.onset[slots]
             begun = np.where(np.isnan(begun), batch.time, begun)
-            table.onset[slots] = np.where(scored.score >= STIRRED, begun, np.nan)
+            recent = batch.time - begun <= MOST_BEFORE * np.maximum(table.interval[slots], 1e-3)
+            table.onset[slots] = np.where((scored.score >= STIRRED) & recent, begun, np.nan)
             if flagged.any():
                 out.anomalies["prediction"] = out.anomalies.get("prediction", 0) + int(flagged.sum())
         else:
@@ -499,9 +502,10 @@ class ProfileStream:
             out.transitions += moved
             if book.started.get("prediction", 0) > before:
                 table.last_start[slot] = table.ticks[slot]
+                if scored is not None and self.scorer is not None and self.slabs is not None:
+                    self.scorer.alert_begins(self.slabs, slot, scored, row)
             if "prediction" in ended and self.scorer is not None and self.slabs is not None:
                 self.scorer.raise_threshold(self.slabs, slot)
-                self.slabs.view("peak")[slot] = 0.0
                 table.onset[slot] = np.nan
             if scored is not None and scored.settled[row]:
                 out.transitions += book.settle(device, float(batch.time[row]), int(batch.message[row]))
@@ -559,7 +563,10 @@ class ProfileStream:
         assert self.detector is not None
         assert self.slabs is not None
         one = scored.row(row)
-        why = explain(self.detector, self.slabs, int(batch.slots[row]))
+        slot = int(batch.slots[row])
+        raised = float(self.slabs.view("raised")[slot])
+        by_shift = float(one.joint[0]) >= 0.99 * float(one.score[0]) ** 3 * math.sqrt(1.0 + raised)
+        why = explain(self.detector, self.slabs, slot, by_shift=by_shift)
         previous = self.table.last[batch.slots[row : row + 1]][:, self._columns]
         expected = [part[0] for part in self.expectation(one, previous)]
         views = self._views(batch.values[row], why, expected)
