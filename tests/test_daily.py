@@ -55,7 +55,6 @@ def play(values: Floats) -> tuple[ProfileStream, Floats, Floats]:
     return stream, np.array(score), np.array(surprise)
 
 
-@pytest.mark.xfail(strict=True, reason="time / DAY % 1 * bins of 11:00 is 10.999…: hours 10 and 11 share a bin")
 def test_the_profile_is_what_each_time_of_day_usually_brings() -> None:
     stream, _, _ = play(days(LATER, 1))
     detector, slabs = stream.detector, stream.slabs

@@ -46,6 +46,7 @@ FOLLOWS, MOST_AT_ONCE = 1 / 1500, np.float32(3.0)
 SHIFT_FOLLOWS = 1 / 500
 EARLIEST_SHIFT = 80  # ticks before the slow means are believed
 MOST_VISITS = 255
+ROUNDING = 1e-6  # of a bin: a tick at its beginning is in it
 PATIENCE, SETTLED_AT = 1500.0, 0.632  # ticks of an alarm, or as many in ever longer ones, that ask for a new normal
 SETTLED_PRIOR = 100.0  # ticks that the declared statistics then count for
 # Ticks of live calibration at which the threshold is twice its level: statistics of few ticks, which hang together over
@@ -213,8 +214,8 @@ def features_of(
     f, bins = len(y), len(visits)
     now = after = 0
     if bins:
-        now = min(int((time / DAY) % 1.0 * bins), bins - 1)
-        after = min(int(((time + usual) / DAY) % 1.0 * bins), bins - 1)
+        now = min(int((time % DAY) * bins / DAY + ROUNDING), bins - 1)
+        after = min(int(((time + usual) % DAY) * bins / DAY + ROUNDING), bins - 1)
     at = 4 * f + 1 + len(clock)
     known = 0.0
     for j in range(f):
