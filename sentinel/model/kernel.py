@@ -656,6 +656,8 @@ def judge(
             if alarmed > SETTLED_AT:
                 out.settled[i] = True
                 record[at[_FROZEN]] = 0.0
+                memory = at[_CALIBRATION]
+                record[memory + 8 * width : memory + 16 * width] = record[memory : memory + 8 * width]
                 for k in range(heads):
                     n[k] = min(n[k], SETTLED_PRIOR)
                 for j in range(f + 2):
