@@ -1,6 +1,6 @@
-"""From errors to a surprise of known size, and from an alert budget to its threshold.
+"""What a declared recording says of its thresholds, and what clean slow means look like.
 
-Axes: B rows, F channels, K heads.
+Axes: T ticks, F channels, G rows of the shift reference.
 """
 
 import math

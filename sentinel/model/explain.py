@@ -56,7 +56,7 @@ def explain(detector: Detector, slabs: Slabs, slot: int, *, by_shift: bool = Fal
     z = errors / usual * trusted[:, None] * varied
     energy = (z * z).sum(0)
     if heads > len(horizons):
-        network = int(slabs.view("network")[slot]) if len(detector.forecaster) > 1 else 0
+        network = int(slabs.view("network")[slot])
         others = detector.forecaster.weights["cross_y"][network].double().numpy() * (1.0 - np.eye(f))
         columns = (np.eye(f) - others) / usual[-1][:, None] * varied[:, None]
         energy[-1] = ((z[:, -1] @ columns) ** 2).sum(0) / np.maximum((columns * columns).sum(0), 1e-12) * varied

@@ -37,6 +37,7 @@ RANGE_WEIGHT, RANGE_PER_LEVEL, MOST_RANGE = 6.0, 3.5, 10.0
 RANGE_AFTER = 300.0
 RAISE, RAISE_REFERENCE, RAISE_LIMIT = 0.35, 1.0, 3.0  # g, b_ref, b_max of the controller
 PRIOR_LEVEL, PRIOR_SLOPE, PRIOR_TICKS = 1.7, 0.9, 2000.0  # tail of block maxima of 43 healthy channels
+BREADTH = 0.75  # the mean of F channels, times F to this, is as one channel's
 SHIFT_RATE = 2 / 46  # EWMA of the shift statistic
 SHIFT_LIMIT = 3.6  # times its maximum over clean ticks
 # Share by which declared statistics follow what comes, at most 3 sd at once: a slow drift is followed, an event is not.
@@ -111,12 +112,11 @@ class Frame(NamedTuple):
     channels: int
     period: int
     bins: int
-    clock: int
     spread: F4
     mixed: bool
 
     @staticmethod
-    def of(layout: Layout, calendar: bool, spread: F4) -> "Frame":
+    def of(layout: Layout, spread: F4) -> "Frame":
         """From a layout."""
         return Frame(
             np.array([layout.fields[name][0] for name in FIELDS]),
@@ -126,7 +126,6 @@ class Frame(NamedTuple):
             layout.channels,
             layout.period,
             layout.bins,
-            8 if calendar else 0,
             spread,
             bool((spread > 0).any()),
         )
@@ -220,15 +219,12 @@ def features_of(
     known = 0.0
     for j in range(f):
         value = min(max(y[j], np.float32(-8.0)), np.float32(8.0))
-        if seen[j]:
-            if fresh:
-                last[j] = mean[j] = value
-        else:
-            value = last[j] if not fresh else np.float32(0.0)
-        before = last[j] if not fresh or seen[j] else np.float32(0.0)
-        slow = (mean[j] if not fresh or seen[j] else np.float32(0.0)) + np.float32(EWMA_RATE) * (
-            value - (mean[j] if not fresh or seen[j] else np.float32(0.0))
-        )
+        if fresh:
+            last[j] = mean[j] = value if seen[j] else np.float32(0.0)
+        if not seen[j]:
+            value = last[j]
+        before = last[j]
+        slow = mean[j] + np.float32(EWMA_RATE) * (value - mean[j])
         out[j] = value if seen[j] else np.float32(0.0)
         out[f + j] = value - before
         out[2 * f + j] = value - slow
@@ -381,6 +377,12 @@ def level_of(level: float, budget: float, interval: float) -> float:
 
 
 @compiled
+def height_of(level: float, count: float) -> float:
+    """What the highest of `count` channels is held against: more channels, a higher highest."""
+    return level + PRIOR_SLOPE * math.log(count)
+
+
+@compiled
 def decayed(raised: float, budget: float, dt: float) -> float:
     """The controller's raise after `dt` seconds of the device's time: db/dt = -g B min(b / b_ref, 1)."""
     return max(raised - RAISE * budget * dt * min(raised / RAISE_REFERENCE, 1.0), 0.0)
@@ -399,7 +401,7 @@ def score_of(
     """Surprise over threshold.
 
     Args:
-        highest: surprise of the most surprising channel; of `count` channels the highest is higher by 0.9 ln count.
+        highest: surprise of the most surprising of `count` channels.
         mean: surprise of all channels, as one channel's.
         joint: shift of the slow means over its limit, a distance: its square rises with the others. The cube root changes
             no flag: it keeps the others in the ranking.
@@ -408,7 +410,7 @@ def score_of(
         raised: b; never so much that a channel at its ceiling could not be told.
     """
     raised = (1.0 + raised) * (1.0 + unsure) - 1.0
-    height = level + PRIOR_SLOPE * math.log(count)
+    height = height_of(level, count)
     score: float = highest / min(height * (1.0 + raised), max(CEILING, height))
     score = max(score, mean / min(level * (1.0 + raised), max(CEILING, level)))
     return max(score, float((joint / math.sqrt(1.0 + raised)) ** (1.0 / 3.0)))
@@ -560,7 +562,7 @@ def judge(
         accepted = record[at[_ACCEPTED] : at[_ACCEPTED] + f + 2]
         peak = record[at[_PEAK] : at[_PEAK] + f + 2]
         level = level_of(judgement.level, judgement.budget, record[at[_INTERVAL]])
-        height = level + PRIOR_SLOPE * math.log(count)  # for the highest of so many channels
+        height = height_of(level, count)
         heaviest = RANGE_WEIGHT if judgement.declared else min(max(RANGE_PER_LEVEL * height, RANGE_WEIGHT), MOST_RANGE)
         total = highest = np.float32(0.0)
         per = np.float32(1.0 / (4 * memories))
@@ -599,7 +601,7 @@ def judge(
         # The score.
         raised = decayed(record[at[_RAISED]], judgement.budget, min(dt[i], 64.0 * record[at[_INTERVAL]]))
         record[at[_RAISED]] = raised
-        breadth, mean = count**0.75, 0.0
+        breadth, mean = count**BREADTH, 0.0
         unsure = 0.0 if judgement.declared else UNSURE / max(most_n, np.float32(1.0))
         if judgement.declared:
             mean = surprise / accepted[f] * breadth

@@ -106,7 +106,7 @@ def learn(
     shapes = weight_shapes(spec, len(names), stacked.calendar, stacked.bins)
     if start is not None and {k: tuple(v.shape[1:]) for k, v in start.forecaster.weights.items()} != shapes:
         start = None  # a channel, the calendar or the daily profile has come since: begin anew
-    stages, losses, better = _fit(stacked, networks, spec, seed, start, progress)
+    stages, losses, better = _fit(stacked, networks, spec, shapes, seed, start, progress)
     forecaster = Forecaster(spec, len(names), stacked.calendar, stacked.bins, stages[-1])
     layout = Layout(spec, len(names), stacked.bins)
     detector = Detector(
@@ -128,8 +128,12 @@ def learn(
 
 
 def _learned_on(start: Detector | None, series: Sequence[Series]) -> tuple[int, ...]:
-    known = {} if start is None else dict(zip(start.networks, start.learned_on, strict=True))
-    return tuple(known[s.device] if len(s) < 2 * known.get(s.device, 0) else len(s) for s in series)
+    return tuple(
+        start.learned_on[start.networks.index(s.device)]
+        if start is not None and _knows(start, s.device, len(s))
+        else len(s)
+        for s in series
+    )
 
 
 def anew(dt: Floats, interval: float | Floats, max_gap: float | None = None) -> Bools:
@@ -431,7 +435,13 @@ def _loss(
 
 
 def _fit(
-    stack: _Stack, devices: Sequence[str], spec: ModelSpec, seed: int, start: Detector | None, progress: Progress
+    stack: _Stack,
+    devices: Sequence[str],
+    spec: ModelSpec,
+    shapes: Mapping[str, tuple[int, ...]],
+    seed: int,
+    start: Detector | None,
+    progress: Progress,
 ) -> tuple[list[dict[str, Tensor]], tuple[float, float], bool]:
     """The profile's network, from all series, and where weights are by device, then each series' own from its own.
 
@@ -445,7 +455,6 @@ def _fit(
     chosen = torch.randperm(len(stack.length), generator=generator)[:MOST_SERIES].numpy()
     inputs = features.width(stack.x.shape[2], stack.calendar, stack.bins)
     own = len(devices)
-    shapes = weight_shapes(spec, stack.x.shape[2], stack.calendar, stack.bins)
     noise = NOISE if stack.declared else 0.0
     short = bool((stack.fit == stack.length).any())  # then nothing is held out
     early: list[list[dict[str, Tensor]]] = [[] for _ in (STAGES if short else STAGES[:-1])]
@@ -703,7 +712,7 @@ def _stream(staged: _Staged, stack: _Stack, slabs: Slabs, begin: Ints) -> Iterat
 
 
 def _freeze(slabs: Slabs) -> None:
-    """What a declared recording taught stays: the long memory alone, no more learning."""
+    """What a declared recording taught stays, but for slow drift: in the long memory alone."""
     slabs.view("frozen")[:] = 1.0
     memories = slabs.view("calibration")
     memories[:, 1] = memories[:, 0]
@@ -750,7 +759,7 @@ def _floors(staged: _Staged, stack: _Stack, slabs: Slabs) -> None:
     limit = mean + 4.0 * (1.0 + 200.0 / n) * np.sqrt(np.maximum(squares / n - mean**2, 0.0))
     varied = np.maximum(slabs.view("varied")[1:].sum(1, keepdims=True), 1.0)
     limit[:, :f] /= calibrate.DECLARED_LEVEL + kernel.PRIOR_SLOPE * np.log(varied)
-    limit[:, f:] /= calibrate.DECLARED_LEVEL / varied**0.75
+    limit[:, f:] /= calibrate.DECLARED_LEVEL / varied**kernel.BREADTH
     if staged.detector.shift is not None:
         limit[~held_out] = NEVER
     slabs.view("accepted")[1:][known, : f + 1] = np.maximum(limit, 1.0)[known]

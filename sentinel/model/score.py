@@ -31,7 +31,7 @@ class Detector:
         spread_of_locations: of the trained devices' locations, in profile units, (F,); 0: all alike.
         interval: usual seconds between ticks.
         longest_run: longest run of one value while healthy, in ticks, (F,).
-        declared: trained on a recording that the user gave as clean; statistics stay frozen.
+        declared: trained on a recording that the user gave as clean: statistics follow only slowly.
         networks: devices that have a network of their own, in the order of the forecaster's weights after the first,
             which is the profile's.
         learned_on: ticks of each of those devices that its network was fitted on.
@@ -128,7 +128,7 @@ class Scorer:
         level = threshold
         if level is None and detector.declared:
             level = calibrate.declared_level(budget)
-        self._frame = kernel.Frame.of(self.layout, own.calendar, detector.spread_of_locations)
+        self._frame = kernel.Frame.of(self.layout, detector.spread_of_locations)
         self._judgement = kernel.Judgement(
             least=np.array([g.min_deviation for g in gates] / detector.scale.spread, dtype=np.float32),
             up=np.array([g.direction != "below" for g in gates], dtype=np.float32),
@@ -163,8 +163,8 @@ class Scorer:
         peak, f, count = slabs.view("peak")[row], self.layout.channels, float(scored.count[at])
         own = self._judgement
         level = kernel.level_of(own.level, own.budget, float(slabs.view("interval")[row]))
-        peak[:f] = scored.own[at] / (level + kernel.PRIOR_SLOPE * np.log(count))
-        peak[f] = scored.surprise[at] * count**0.75 / level
+        peak[:f] = scored.own[at] / kernel.height_of(level, count)
+        peak[f] = scored.surprise[at] * count**kernel.BREADTH / level
         peak[f + 1] = scored.joint[at] * slabs.view("accepted")[row, f + 1]
 
     def ready(self, slabs: Slabs) -> tuple[Bools, Bools]:
@@ -198,7 +198,8 @@ class Scorer:
         lapse = features.relative_interval(dt, slabs.view("interval")[slots])
         x = np.ascontiguousarray(values, dtype=np.float32)
         kernel.prepare(frame, rings, slots, x, dt, lapse, time, clock, reset, linear, y, inputs, alive)
-        cross, ahead = self._step(slabs, slots, inputs, y, alive)
+        network = slabs.view("network")[slots].astype(np.int64)
+        cross, ahead = self._step(slabs, slots, network, inputs, y, alive)
         one, each = np.empty((8, b), dtype=np.float32), np.empty((4, b, f), dtype=np.float32)
         out = Scored(
             score=one[0],
@@ -215,25 +216,19 @@ class Scorer:
             count=one[6],
             unsure=one[7],
             settled=np.empty(b, dtype=np.bool_),
-            network=slabs.view("network")[slots].astype(np.int64),
+            network=network,
         )
         verdicts = kernel.Verdicts(*(getattr(out, name) for name in kernel.Verdicts._fields))
         kernel.judge(frame, rings, self._judgement, slots, linear, cross, ahead, dt, verdicts)
         return out
 
     def _step(
-        self, slabs: Slabs, slots: Ints, inputs: kernel.F4, y: kernel.F4, alive: kernel.F4
+        self, slabs: Slabs, slots: Ints, networks: Ints, inputs: kernel.F4, y: kernel.F4, alive: kernel.F4
     ) -> tuple[kernel.F4, kernel.F4]:
         """Step the network on; returns what the cross head says of this tick, (B, F) or (B, 0), and (B, P, F)."""
         b, padded = len(slots), len(inputs)
-        rows = torch.zeros(padded, dtype=torch.int64)
-        rows[:b] = torch.from_numpy(slots)
-        rows = rows.to(self.device)
-        network = None
-        if len(self.forecaster) > 1:
-            network = torch.zeros(padded, dtype=torch.int64)
-            network[:b] = torch.from_numpy(slabs.view("network")[slots].astype(np.int64))
-            network = network.to(self.device)
+        rows = self._padded(slots, padded)
+        network = self._padded(networks, padded) if len(self.forecaster) > 1 else None
         lives = torch.from_numpy(alive).to(self.device).view(-1, 1, 1, 1)
         state = (slabs.state.index_select(0, rows) * lives).permute(1, 2, 0, 3)  # (2, L, B, H)
         before = State(state[0], state[-1] if len(state) > 1 else torch.zeros_like(state[0]))
@@ -242,11 +237,14 @@ class Scorer:
             seen = torch.from_numpy(y).to(self.device)
             cross = self.forecaster.cross(seen, before, network)[:b].cpu().numpy()
         ahead, after = self.forecaster.step(torch.from_numpy(inputs).to(self.device), before, network)
-        begun = rows[:b]
+        rows, new = rows[:b], torch.stack([after.h, after.c][: len(state)]).permute(2, 0, 1, 3)[:b]
         if self._frame.mixed:  # a device that is not placed yet has no state yet
-            begun = begun[torch.from_numpy(slabs.view("warm")[slots] >= kernel.WARM).to(self.device)]
-        new = torch.stack([after.h, after.c][: len(state)]).permute(2, 0, 1, 3)[:b]
-        if len(begun) < b:
-            new = new[torch.from_numpy(slabs.view("warm")[slots] >= kernel.WARM).to(self.device)]
-        slabs.state.index_copy_(0, begun, new)
+            placed = torch.from_numpy(slabs.view("warm")[slots] >= kernel.WARM).to(self.device)
+            rows, new = rows[placed], new[placed]
+        slabs.state.index_copy_(0, rows, new)
         return cross, ahead[:b].cpu().numpy()
+
+    def _padded(self, index: Ints, count: int) -> torch.Tensor:
+        out = torch.zeros(count, dtype=torch.int64)
+        out[: len(index)] = torch.from_numpy(index)
+        return out.to(self.device)

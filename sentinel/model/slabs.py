@@ -77,7 +77,7 @@ class Layout:
     def __post_init__(self) -> None:
         spec, f = self.spec, self.channels
         heads = head_count(spec, f)
-        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(FIELDS[:10], (f,))
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(FIELDS[: FIELDS.index("accepted")], (f,))
         shapes |= {
             "accepted": (f + 2,),
             "peak": (f + 2,),

@@ -12,7 +12,6 @@ OUT/summary.json.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from sentinel.backtest import Plan
-from tests.bench.runs import over_seeds
+from tests.bench.runs import arguments, over_seeds
 from tests.bench.streams import BUDGETS, Stream, Verdict, alert_rows, bearings, judged, save
 
 DECLARED_SHARE = 0.2
@@ -67,11 +66,9 @@ def figures(verdict: Verdict) -> dict[str, Any]:
 
 def main() -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="holds bearing/")
+    parser = arguments(__doc__, "bearing/", "tests")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--budget", choices=list(BUDGETS), default="1/week")
-    parser.add_argument("--jobs", type=int, default=1, help="tests at once, a process each")
     given = parser.parse_args()
     todo = [(stream, declared) for declared in (False, True) for stream in bearings(given.data)]
     found = over_seeds(partial(run, todo=todo, budget=given.budget), len(todo), given.jobs)

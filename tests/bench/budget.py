@@ -13,7 +13,6 @@ Writes OUT/streams.csv, OUT/alerts.csv and OUT/summary.json.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from sentinel.backtest import Plan
-from tests.bench.runs import over_seeds
+from tests.bench.runs import arguments, over_seeds
 from tests.bench.streams import (
     BUDGETS,
     NOISES,
@@ -269,15 +268,13 @@ def by_kinds(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 def main() -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="holds ett/, tetuan_power/, beijing_air/, …")
+    parser = arguments(__doc__, "ett/, tetuan_power/, beijing_air/, …", "profiles")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="of mode/group, such as uni/ett or sim/60s")
     learns = parser.add_mutually_exclusive_group()
     learns.add_argument("--declared", action="store_true", help="only with the first rows declared clean")
     learns.add_argument("--live", action="store_true", help="only learning live")
     parser.add_argument("--long", action="store_true", help="30 device-weeks at 1 Hz, every noise; takes an hour")
-    parser.add_argument("--jobs", type=int, default=1, help="profiles at once, a process each")
     given = parser.parse_args()
     chosen = [declared for declared, skip in ((False, given.declared), (True, given.live)) if not skip]
     todo = tasks(given.data, given.only, chosen, given.long)

@@ -13,7 +13,6 @@ Writes OUT/devices.csv (healthy ones), OUT/faults.csv, OUT/alerts.csv and OUT/su
 
 from __future__ import annotations
 
-import argparse
 import sys
 import zlib
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ from sentinel.backtest import Plan
 from sentinel.model.calibrate import REFRACTORY, WEEK
 from sentinel.records import Floats
 from tests.bench.inject import Fault, inject, spread
-from tests.bench.runs import over_seeds
+from tests.bench.runs import arguments, over_seeds
 from tests.bench.streams import (
     BUDGETS,
     DAY,
@@ -286,13 +285,11 @@ def show(summary: dict[str, dict[str, Any]], faults: Sequence[Faulty]) -> None:
 
 def main() -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="holds ett/ and beijing_air/")
+    parser = arguments(__doc__, "ett/ and beijing_air/", "profiles")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="of mode/group, such as multi/ett or sim/level")
     parser.add_argument("--budget", choices=list(BUDGETS), default="1/week")
     parser.add_argument("--quick", action="store_true", help="a quarter of each test")
-    parser.add_argument("--jobs", type=int, default=1, help="profiles at once, a process each")
     given = parser.parse_args()
     every = [Task(group, mode) for mode in ("multi", "uni") for group in MONTHS] + [
         Task(name, "sim") for name in DRIFTS

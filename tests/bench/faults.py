@@ -15,7 +15,6 @@ Writes OUT/faults.csv, a line an injection, and OUT/summary.json.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import zlib
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from sentinel.model.calibrate import REFRACTORY, WEEK
 from sentinel.records import Floats
 from sentinel.simulate import PUMP, Fleet
 from tests.bench.inject import FAULTS, LENGTH, Fault, inject, spread
-from tests.bench.runs import over_seeds
+from tests.bench.runs import arguments, over_seeds
 from tests.bench.streams import BUDGETS, DAY, EPOCH, Stream, Verdict, grouped, healthy, judged_at, save, simulated
 
 BEFORE, JITTER, AFTER = 2000, 168, 100  # ticks
@@ -254,12 +253,10 @@ def show(by_kind: dict[str, list[Row]]) -> None:
 
 def main() -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="holds ett/, tetuan_power/, beijing_air/")
+    parser = arguments(__doc__, "ett/, tetuan_power/, beijing_air/", "profiles")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="of group/mode/how, such as ett/multi/live")
     parser.add_argument("--quick", action="store_true", help=f"{', '.join(QUICK)} at 1/week, {QUICK_SITES} sites each")
-    parser.add_argument("--jobs", type=int, default=1, help="profiles at once, a process each")
     given = parser.parse_args()
     todo = [
         Task(group, mode, declared)

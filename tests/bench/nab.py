@@ -13,7 +13,6 @@ OUT/summary.json.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import gzip
 import json
@@ -30,7 +29,7 @@ from sentinel.adapters.tables import read_table
 from sentinel.backtest import Backtest, Plan, Result
 from sentinel.model.calibrate import WEEK
 from sentinel.records import Channel, Floats, ModelSpec, ProfileSpec
-from tests.bench.runs import Progress, mean_sd, over_seeds, unlike
+from tests.bench.runs import Progress, labelled_arguments, mean_sd, over_seeds, unlike
 from tests.bench.scoring import (
     PROBATION_MOST,
     PROBATION_SHARE,
@@ -241,14 +240,7 @@ def _three(finals: dict[str, float], digits: int = 1) -> str:
 
 def main() -> int:
     """Entry point; 1 if the scorer fails its check."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="holds data/, labels/, published/")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=1, help="seeds at once, a process each")
-    parser.add_argument(
-        "--files", default="", metavar="SUBSTRING", help="only files whose name has it, for a quick look"
-    )
+    parser = labelled_arguments(__doc__, "data/, labels/, published/")
     given = parser.parse_args()
     if (given.data / "published").is_dir() and not check_scorer(given.data):
         return 1

@@ -1,5 +1,6 @@
 """What the benches that run the product share: seeds side by side, progress, figures over seeds."""
 
+import argparse
 import dataclasses
 import math
 import multiprocessing
@@ -7,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,6 +29,25 @@ def over_seeds(run: Callable[[int], T], seeds: int, jobs: int) -> list[T]:
         runs = {pool.submit(run, seed): seed for seed in range(seeds)}
         done = {runs[future]: future.result() for future in as_completed(runs)}
     return [done[seed] for seed in range(seeds)]
+
+
+def arguments(doc: str | None, data: str, at_once: str) -> argparse.ArgumentParser:
+    """Where the data lie and how many processes run at once, which every bench asks."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help=f"holds {data}")
+    parser.add_argument("--jobs", type=int, default=1, help=f"{at_once} at once, a process each")
+    return parser
+
+
+def labelled_arguments(doc: str | None, data: str) -> argparse.ArgumentParser:
+    """Those of the labelled benchmarks besides: where to write, how many seeds, which files."""
+    parser = arguments(doc, data, "seeds")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument(
+        "--files", default="", metavar="SUBSTRING", help="only files whose name has it, for a quick look"
+    )
+    return parser
 
 
 class Progress:

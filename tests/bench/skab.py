@@ -12,7 +12,6 @@ were learned from have no score and anomaly 0, and OUT/summary.json.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -28,7 +27,7 @@ from sentinel.adapters.tables import Recording, read_table
 from sentinel.backtest import Backtest, Plan, Result
 from sentinel.model.calibrate import WEEK
 from sentinel.records import Bools, Floats, ProfileSpec
-from tests.bench.runs import Progress, mean_sd, over_seeds, unlike
+from tests.bench.runs import Progress, labelled_arguments, mean_sd, over_seeds, unlike
 from tests.bench.scoring import Flags, judge_flags
 
 TRAIN = 400  # rows of each file, by the benchmark
@@ -208,14 +207,7 @@ def _print_flags(what: str, flags: Flags) -> None:
 
 def main() -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="holds data/")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=1, help="seeds at once, a process each")
-    parser.add_argument(
-        "--files", default="", metavar="SUBSTRING", help="only files whose name has it, for a quick look"
-    )
+    parser = labelled_arguments(__doc__, "data/")
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--alone", action="store_true", help="a run a file, each with a network of its own")
     way.add_argument("--with-anomaly-free", action="store_true", help="learn from the anomaly-free recording as well")
