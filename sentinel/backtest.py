@@ -15,12 +15,11 @@ from sentinel.adapters.tables import Recording
 from sentinel.errors import DataError
 from sentinel.model import calibrate, kernel
 from sentinel.model.calibrate import WEEK
-from sentinel.model.learn import Learned, Series, learn
+from sentinel.model.learn import MOST_TICKS, Learned, Series, learn
 from sentinel.model.score import Detector
 from sentinel.records import Alert, Bools, Channel, EventTime, Floats, Ints, ProfileSpec, Readings, Transition
 from sentinel.stream.alerts import AlertBook
-from sentinel.stream.align import Batch
-from sentinel.stream.pipeline import Outcome, ProfileStream, series_of
+from sentinel.stream.pipeline import Outcome, ProfileStream
 
 CHUNK = 2048  # rows absorbed at once; no outcome depends on it
 DEFAULT_SHARE, DEFAULT_ROWS = 0.15, 750
@@ -36,8 +35,8 @@ class Plan:
     """What to learn from.
 
     Attributes:
-        rows: first rows of each recording; None: see `share`.
-        share: first share of the rows of each recording, at most `most`; ignored where `rows` is given.
+        rows: first rows of each device; None: see `share`.
+        share: first share of the rows of each device, at most `most`; ignored where `rows` is given.
         recordings: learn from these instead.
         declared: the user vouches that what is learned from is normal.
         seed: of all randomness.
@@ -115,11 +114,9 @@ class Result:
         """What a plant engineer asks, as plain data."""
         judged = ~np.isnan(self.score)
         weeks = 0.0
-        for at in range(len(self.devices)):
-            times = self.time[(self.device == at) & ~self.learned]
-            if len(times) > 1:
-                gaps = np.diff(np.sort(times))
-                weeks += float(gaps[gaps <= 64 * self.interval].sum()) / WEEK
+        for _, rows in _by_device(self.device, np.flatnonzero(~self.learned)):
+            gaps = np.diff(np.sort(self.time[rows]))
+            weeks += float(gaps[gaps <= 64 * self.interval].sum()) / WEEK
         kinds: dict[str, int] = {}
         for alert in self.final:
             if alert.fired is not None:
@@ -149,13 +146,12 @@ class Result:
         if self.label is None:
             return out
         truth = (self.label == 1) & ~self.learned
-        for at, name in enumerate(self.devices):
-            rows = np.flatnonzero(self.device == at)
+        for at, rows in _by_device(self.device, np.arange(len(self.device))):
             for first, last in _runs(truth[rows]):
                 event = rows[first : last + 1]
                 flagged = event[self.anomaly[event]]
                 delay = float(self.time[flagged[0]] - self.time[event[0]]) if len(flagged) else None
-                out.append(Event(name, int(event[0]), int(event[-1]), delay))
+                out.append(Event(self.devices[at], int(event[0]), int(event[-1]), delay))
         return out
 
     def _against_labels(self) -> dict[str, Any]:
@@ -181,6 +177,14 @@ class Result:
 def _runs(flags: Bools) -> Iterator[tuple[int, int]]:
     edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(np.int8), [0]])))
     yield from ((int(a), int(b) - 1) for a, b in zip(edges[::2], edges[1::2], strict=True))
+
+
+def _by_device(device: Ints, rows: Ints) -> Iterator[tuple[int, Ints]]:
+    """Each device that has any of the rows, and those, in the order given."""
+    mine = rows[np.argsort(device[rows], kind="stable")]
+    for part in np.split(mine, np.flatnonzero(np.diff(device[mine])) + 1):
+        if len(part):
+            yield int(device[part[0]]), part
 
 
 class Backtest:
@@ -223,7 +227,7 @@ class Backtest:
             )
         self.stream = ProfileStream(self.spec)
         self.stream.keep_ticks = True
-        self._history: list[Batch] = []
+        self._history: list[Ints] = []  # rows that were taken, in order
         self._elsewhere = 0  # rows of other recordings that were learned from
         self._terms: kernel.F4 | None = None  # (T, 5): what each score is made of
 
@@ -245,7 +249,7 @@ class Backtest:
 
     def run(self, plan: Plan | None = None, model: tuple[Detector, Any] | None = None) -> Result:
         """Learn as planned, or take a stored `model` (detector, its shadow stream), then score all rows."""
-        rows = np.arange(len(self.time))
+        rows = self._in_order()
         learned = np.zeros(len(rows), dtype=np.bool_)
         if model is not None:
             trainer.take_over(self.stream, model[1])
@@ -255,8 +259,8 @@ class Backtest:
         if plan is not None and plan.recordings:
             self._learn_from(plan)
         elif plan is not None:
-            learned = self._first_rows(plan)
-            self._absorb(rows[learned], None)
+            learned = self._first_rows(plan, rows)
+            self._absorb(rows[learned[rows]], None)
             self._adopt(plan)
         result = Result(
             channels=self.channels,
@@ -279,9 +283,9 @@ class Backtest:
         relearn = (
             plan if plan is not None and plan.relearn and not plan.declared and self.spec.learn == "online" else None
         )
-        self._absorb(rows[~learned], result, relearn)
+        self._absorb(rows[~learned[rows]], result, relearn)
         result.alerts.sort(key=lambda alert: alert.updated)
-        result.alert = self._alert_ids(result)
+        result.alert = self._alert_ids(result, self._order(rows))
         if self._terms is not None:
             result.would_have_fired = {name: self._starts(result, budget) for name, budget in OTHER_BUDGETS.items()}
         return result
@@ -294,10 +298,10 @@ class Backtest:
         assert slabs is not None
         level = calibrate.declared_level(budget) if detector.declared else np.nan
         total = 0
-        for at, name in enumerate(self.devices):
-            rows = np.flatnonzero((self.device == at) & ~result.learned)
-            slot = self.stream.table.slot_of.get(name)
-            if slot is not None and len(rows):
+        judged = self._in_order()
+        for at, rows in _by_device(self.device, judged[~result.learned[judged]]):
+            slot = self.stream.table.slot_of.get(self.devices[at])
+            if slot is not None:
                 dt = np.maximum(np.diff(self.time[rows], prepend=self.time[rows[0]]), 0.0)
                 interval, rest = (float(slabs.view(field)[slot]) for field in ("interval", "refractory"))
                 highest, mean, joint, count, unsure = np.ascontiguousarray(self._terms[rows].T)
@@ -307,27 +311,29 @@ class Backtest:
                 )
         return total
 
-    def _first_rows(self, plan: Plan) -> Bools:
-        out, at = np.zeros(len(self.time), dtype=np.bool_), 0
-        for recording in self._recordings:
-            for name in recording.devices:
-                rows = np.flatnonzero(recording.device == recording.devices.index(name)) + at
-                count = plan.rows if plan.rows is not None else int(plan.share * len(rows))
-                if plan.rows is None and plan.most is not None:
-                    # A short recording gives more than its share, so that there is something to learn from.
-                    count = max(min(count, plan.most), min(LEAST_TICKS, len(rows) // 2))
-                out[rows[:count]] = True
-            at += len(recording)
+    def _in_order(self) -> Ints:
+        """All rows, each recording's together; those of one device in the order in which its recordings began."""
+        parts = list(self.by_recording())
+        if sum(len(recording.devices) for recording in self._recordings) > len(self.devices):
+            parts.sort(key=lambda part: float(self.time[part].min(initial=np.inf)))
+        return np.concatenate(parts)
+
+    def _first_rows(self, plan: Plan, rows: Ints) -> Bools:
+        out = np.zeros(len(self.time), dtype=np.bool_)
+        for _, mine in _by_device(self.device, rows):
+            count = plan.rows if plan.rows is not None else int(plan.share * len(mine))
+            if plan.rows is None and plan.most is not None:
+                # A short recording gives more than its share, so that there is something to learn from.
+                count = max(min(count, plan.most), min(LEAST_TICKS, len(mine) // 2))
+            out[mine[:count]] = True
         return out
 
     def _order(self, rows: Ints) -> Ints:
-        """Rows in time order across devices, in input order within one: a row out of order is late, as it would be."""
-        keys = np.empty(len(rows))
-        for at in range(len(self.devices)):
-            mine = np.flatnonzero(self.device[rows] == at)
-            if len(mine):
-                keys[mine] = np.maximum.accumulate(self.time[rows[mine]])
-        ordered: Ints = rows[np.argsort(keys, kind="stable")]
+        """Rows in time order across devices, in the order given within one: one out of order is late, as it would be."""
+        keys = np.empty(len(self.time))
+        for _, mine in _by_device(self.device, rows):
+            keys[mine] = np.maximum.accumulate(self.time[mine])
+        ordered: Ints = rows[np.argsort(keys[rows], kind="stable")]
         return ordered
 
     def _readings(self, rows: Ints) -> Readings:
@@ -343,7 +349,7 @@ class Backtest:
             for part in self._abreast(segment):
                 done += len(part)
                 outcome, _ = self.stream.absorb(self._readings(part), float(self.time[part].max()))
-                self._history += [ticks.batch for ticks in outcome.ticks] if result is None or relearn else []
+                self._history += [ticks.batch.message for ticks in outcome.ticks] if result is None or relearn else []
                 if result is not None:
                     self._progress("scoring", done / len(rows))
                     self._note(result, outcome)
@@ -413,27 +419,34 @@ class Backtest:
         if alert.state == "resolved":
             result.ends[alert.id] = transition.message
 
-    def _alert_ids(self, result: Result) -> list[str]:
-        out = [""] * len(self.time)
+    def _alert_ids(self, result: Result, order: Ints) -> list[str]:
+        out = np.full(len(self.time), "", dtype=object)
         place = np.empty(len(self.time), dtype=np.int64)
-        order = self._order(np.arange(len(self.time)))
         place[order] = np.arange(len(order))
-        rows_of = {at: order[self.device[order] == at] for at in range(len(self.devices))}
+        rows_of = dict(_by_device(self.device, order))
+        index = {name: at for at, name in enumerate(self.devices)}
         for alert in sorted(result.final, key=lambda a: (a.kind == "prediction", a.started)):
-            rows = rows_of.get(self.devices.index(alert.device) if alert.device in self.devices else -1)
+            rows = rows_of.get(index.get(alert.device, -1))
             if rows is None:
                 continue
-            first = place[result.starts[alert.id]]
             last = place[result.ends[alert.id]] if alert.id in result.ends else len(order)
-            places = place[rows]
-            for row in rows[(places >= first) & (places < last)].tolist():
-                out[row] = alert.id
-        return out
+            first, after = np.searchsorted(place[rows], [place[result.starts[alert.id]], last])
+            out[rows[first:after]] = alert.id
+        return out.tolist()
 
     # --- learning ---
 
     def _series(self) -> list[Series]:
-        return series_of(self._history, self.stream.table.ids, len(self.stream.channels))
+        """What was taken, the newest of each device."""
+        if not self._history:
+            return []
+        known = [self.channels.index(name) for name in self.stream.channels]
+        taken = [rows[-MOST_TICKS:] for _, rows in _by_device(self.device, np.concatenate(self._history))]
+        self._history = taken
+        names = [self.devices[self.device[rows[0]]] for rows in taken]
+        return [
+            Series(name, self.time[rows], self.values[rows][:, known]) for name, rows in zip(names, taken, strict=True)
+        ]
 
     def learn_all(self, plan: Plan) -> Learned:
         """Learn from all rows; the stream then runs what was learned."""

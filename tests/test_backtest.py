@@ -310,6 +310,15 @@ class TestWhatToLearnFrom:
         assert [row["score"] for row in alone.rows] == mine
         assert np.isfinite(alone.column("score")[50:]).all()
 
+    def test_one_device_in_several_files_is_one_stream_whatever_their_order(self, tmp_path: Path) -> None:
+        lines = [line.replace(",", ",pump,", 1) for line in table(healthy(450))]
+        header = lines[0].replace("pump", "device")
+        whole = run(tmp_path, saved(tmp_path / "whole.csv", [header, *lines[1:]]), train_rows=LEARNED)
+        first = saved(tmp_path / "first.csv", [header, *lines[1:201]])
+        second = saved(tmp_path / "second.csv", [header, *lines[201:]])
+        apart = run(tmp_path, [second, first], train_rows=LEARNED, out=tmp_path / "apart")
+        assert [row["score"] for row in apart.rows[250:] + apart.rows[:250]] == [row["score"] for row in whole.rows]
+
     def test_a_label_column_is_never_a_channel(self, tmp_path: Path) -> None:
         normal = saved(tmp_path / "normal.csv", table(healthy(LEARNED)))
         lines = table(healthy(100), begin=1000)

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from sentinel.backtest import Plan
 from sentinel.model import learn as learning
 from sentinel.model.learn import Series, learn
 from sentinel.records import Channel, Floats, ModelSpec, Readings
 from sentinel.stream.pipeline import ProfileStream
 from tests import fleets
+from tests.bench.streams import BUDGETS, judged, simulated
 
 LEARNED, JUDGED = 1000, 600
 
@@ -83,3 +85,9 @@ def test_fewer_than_two_percent_of_normal_rows_are_flagged(kind: str, declared: 
 def test_fewer_than_two_percent_of_sixty_channels_normal_rows_are_flagged() -> None:
     share = flagged(moving(LEARNED + JUDGED, 60), declared=True, hidden=16)
     assert share < 0.02
+
+
+@pytest.mark.parametrize("noise", ["white", "ar"])
+def test_at_1_hertz_a_new_extreme_of_a_healthy_channel_is_no_alert(noise: str) -> None:
+    verdicts = judged(simulated(1.0, 1, noise, 8, 2500), BUDGETS["1/week"], Plan(relearn=False), noise)
+    assert [verdict.alerts for verdict in verdicts] == [()] * 8

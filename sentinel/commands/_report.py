@@ -125,8 +125,10 @@ def _rate_card(summary: dict[str, Any]) -> tuple[str, str, str, str]:
     if rate is None:
         return name, "–", allowed, ""
     said = f"{allowed}; {counted(summary)}"
-    if weeks * budget < SHORT:
-        return name, quantity(rate), f"{said}: too short to tell" if budget else said, ""
+    if 0 < weeks * budget < SHORT:
+        return name, "too short to tell", said, ""
+    if not budget:
+        return name, quantity(rate), said, ""
     return name, quantity(rate), said, "good" if rate <= budget else "bad"
 
 

@@ -140,9 +140,9 @@ def _show(summary: dict[str, Any], result: Result, out: Path | None) -> None:
 def _show_budget(summary: dict[str, Any], table: Table) -> None:
     rate, budget = summary["alerts_per_device_week"], summary["alert_budget_per_device_week"]
     if rate is not None:
-        short = " (too short to tell)" if 0 < summary["device_weeks"] * budget < _report.SHORT else ""
+        told = "too short to tell" if 0 < summary["device_weeks"] * budget < _report.SHORT else f"{rate:.2f}"
         said = f"budget {budget:.2f}" if budget else "no budget: off"
-        table.add_row("alarms per device-week", f"{rate:.2f}, {said}: {_report.counted(summary)}{short}")
+        table.add_row("alarms per device-week", f"{told}, {said}: {_report.counted(summary)}")
     for text, count, allowed in _report.would_have_fired(summary):
         table.add_row(f"  at {text}", f"{count} would have fired, {quantity(allowed)} allowed")
 

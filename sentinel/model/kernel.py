@@ -35,6 +35,7 @@ FLOOR = 0.02  # in robust spreads: a deviation under 2 % of the normal range is 
 CEILING = 12.0  # of z, and of the threshold
 RANGE_WEIGHT, RANGE_PER_LEVEL, MOST_RANGE = 6.0, 3.5, 10.0
 RANGE_AFTER = 300.0
+LEAST_EXCESS = 0.02  # of the range so far
 RAISE, RAISE_REFERENCE, RAISE_LIMIT = 0.35, 1.0, 3.0  # g, b_ref, b_max of the controller
 PRIOR_LEVEL, PRIOR_SLOPE, PRIOR_TICKS = 1.7, 0.9, 2000.0  # tail of block maxima of 43 healthy channels
 BREADTH = 0.75  # the mean of F channels, times F to this, is as one channel's
@@ -383,6 +384,21 @@ def height_of(level: float, count: float) -> float:
 
 
 @compiled
+def excess_of(rate: Scalar, count: Scalar, n: Scalar) -> Scalar:
+    """Share of its range so far by which a healthy channel exceeds it no more than once a budgeted interval.
+
+    Of n ticks with exponential tails exp(-x / beta), the range is about 2 beta ln n, and the next exceeds either end by x
+    with probability (2 / n) exp(-x / beta). Without it, each new extreme of 16 healthy devices at 1 Hz was an alert.
+
+    Args:
+        rate: budgeted alerts per tick.
+        count: channels that can exceed theirs.
+        n: ticks that made the range.
+    """
+    return max(LEAST_EXCESS, math.log(max(2.0 * count / (rate * n), 1.0)) / (2.0 * math.log(max(n, 2.0))))
+
+
+@compiled
 def decayed(raised: float, budget: float, dt: float) -> float:
     """The controller's raise after `dt` seconds of the device's time: db/dt = -g B min(b / b_ref, 1)."""
     return max(raised - RAISE * budget * dt * min(raised / RAISE_REFERENCE, 1.0), 0.0)
@@ -564,6 +580,9 @@ def judge(
         level = level_of(judgement.level, judgement.budget, record[at[_INTERVAL]])
         height = height_of(level, count)
         heaviest = RANGE_WEIGHT if judgement.declared else min(max(RANGE_PER_LEVEL * height, RANGE_WEIGHT), MOST_RANGE)
+        enough = LEAST_EXCESS
+        if not judgement.declared:
+            enough = excess_of(judgement.budget * record[at[_INTERVAL]], count, most_n)
         total = highest = np.float32(0.0)
         per = np.float32(1.0 / (4 * memories))
         for j in range(f):
@@ -580,7 +599,7 @@ def judge(
                     excess = value - hi[j] if value > hi[j] else min(value - lo[j], np.float32(0.0))
                     if judgement.gated:
                         excess = np.float32(gate(judgement, j, excess, s[j]))
-                    beyond = np.float32(min(abs(excess) / (hi[j] - lo[j] + FLOOR) * (heaviest / 0.02), heaviest))
+                    beyond = np.float32(min(abs(excess) / (hi[j] - lo[j] + FLOOR) * (heaviest / enough), heaviest))
                 if not frozen:
                     lo[j], hi[j] = min(lo[j], value), max(hi[j], value)
                 elif lo[j] <= hi[j]:
