@@ -384,18 +384,17 @@ def height_of(level: float, count: float) -> float:
 
 
 @compiled
-def excess_of(rate: Scalar, count: Scalar, n: Scalar) -> Scalar:
-    """Share of its range so far by which a healthy channel exceeds it no more than once a budgeted interval.
+def excess_of(rate: Scalar, n: Scalar) -> Scalar:
+    """Share of its range so far by which a healthy channel exceeds it about once a budgeted interval.
 
-    Of n ticks with exponential tails exp(-x / beta), the range is about 2 beta ln n, and the next exceeds either end by x
-    with probability (2 / n) exp(-x / beta). Without it, each new extreme of 16 healthy devices at 1 Hz was an alert.
+    Of n ticks with exponential tails exp(-x / beta), the range is about 2 beta ln n, and the next exceeds an end by x
+    with probability exp(-x / beta) / n. Without it, each new extreme of 16 healthy devices at 1 Hz was an alert.
 
     Args:
         rate: budgeted alerts per tick.
-        count: channels that can exceed theirs.
         n: ticks that made the range.
     """
-    return max(LEAST_EXCESS, math.log(max(2.0 * count / (rate * n), 1.0)) / (2.0 * math.log(max(n, 2.0))))
+    return max(LEAST_EXCESS, math.log(max(1.0 / (rate * n), 1.0)) / (2.0 * math.log(max(n, 2.0))))
 
 
 @compiled
@@ -582,7 +581,7 @@ def judge(
         heaviest = RANGE_WEIGHT if judgement.declared else min(max(RANGE_PER_LEVEL * height, RANGE_WEIGHT), MOST_RANGE)
         enough = LEAST_EXCESS
         if not judgement.declared:
-            enough = excess_of(judgement.budget * record[at[_INTERVAL]], count, most_n)
+            enough = excess_of(judgement.budget * record[at[_INTERVAL]], most_n)
         total = highest = np.float32(0.0)
         per = np.float32(1.0 / (4 * memories))
         for j in range(f):
