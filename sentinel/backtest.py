@@ -24,7 +24,7 @@ from sentinel.stream.pipeline import Outcome, ProfileStream
 CHUNK = 2048  # rows absorbed at once; no outcome depends on it
 DEFAULT_SHARE, DEFAULT_ROWS = 0.15, 750
 OTHER_BUDGETS = {"1/month": 7 / (30.4375 * WEEK), "1/week": 1 / WEEK, "1/day": 7 / WEEK}
-TERMS = ("highest", "mean", "joint", "count", "unsure")
+TERMS = ("highest", "together", "joint", "count", "unsure")
 LEAST_TICKS = 60  # that a device must have learned from for its network to be worth it
 
 Progress = Callable[[str, float], None]
@@ -304,10 +304,21 @@ class Backtest:
             if slot is not None:
                 dt = np.maximum(np.diff(self.time[rows], prepend=self.time[rows[0]]), 0.0)
                 interval, rest = (float(slabs.view(field)[slot]) for field in ("interval", "refractory"))
-                highest, mean, joint, count, unsure = np.ascontiguousarray(self._terms[rows].T)
+                highest, together, joint, count, unsure = np.ascontiguousarray(self._terms[rows].T)
                 quiet = self.spec.quiet_ticks
                 total += kernel.starts(
-                    highest, mean, joint, count, unsure, dt, interval, budget, level, int(rest), quiet
+                    highest,
+                    together,
+                    joint,
+                    count,
+                    unsure,
+                    dt,
+                    interval,
+                    budget,
+                    level,
+                    int(rest),
+                    quiet,
+                    detector.declared,
                 )
         return total
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sentinel import trainer
-from sentinel.model.kernel import PATIENCE
+from sentinel.model.kernel import LASTING
 from sentinel.records import Alert, Command, Floats
 from sentinel.stream.pipeline import ProfileStream
 from tests import fleets
@@ -50,7 +50,7 @@ class TestLasting:
     @pytest.mark.parametrize("ticks", [SHORT, LONG])
     def test_after_patience_the_device_learns_on_and_asks_once_and_falls_quiet(self, ticks: int) -> None:
         stream = make(declared=True, ticks=ticks)
-        asked = CALM + int(PATIENCE)
+        asked = CALM + int(LASTING)
         values = self.moved(asked + 1200)
         before = feed(stream, values[: asked - 100], 0)
         assert [(a.state, "new normal" in a.message) for a in before] == [("firing", False)]
@@ -66,7 +66,7 @@ class TestLasting:
 
     def test_what_is_unusual_at_the_new_level_still_alarms(self) -> None:
         stream = make(declared=True)
-        ticks = CALM + int(PATIENCE) + 1200
+        ticks = CALM + int(LASTING) + 1200
         values = self.moved(ticks + 300)
         values[ticks:, 0] += 5.0
         feed(stream, values[:ticks], 0)

@@ -50,7 +50,7 @@ class Plain:
         out: list[Floats | None] = []
         for horizon, offset in zip(self.detector.spec.horizons, self.layout.offsets, strict=True):
             said = slabs.ahead[1, offset + tick % horizon].astype(np.float64)
-            out.append(said if seen >= max(horizon, kernel.SETTLE) else None)
+            out.append(said if seen >= horizon - 1 + kernel.SETTLE else None)
         h = slabs.state[1, 0, -1].double().numpy() * (seen > 0)
         f = self.layout.channels
         cross = self.weights["cross_bias"] + self.weights["cross_h"] @ h
@@ -92,13 +92,15 @@ class Plain:
         else:
             most = max(WEEK / interval / kernel.PRIOR_TICKS, 1.0)
             level = kernel.PRIOR_LEVEL + kernel.PRIOR_SLOPE * math.log(most)
-        height = level + kernel.PRIOR_SLOPE * math.log(count)
+        height = level + (kernel.ALONE_SLOPE if declared else kernel.PRIOR_SLOPE) * math.log(count)
         weight = kernel.RANGE_WEIGHT
         if not declared:
             weight = min(max(kernel.RANGE_PER_LEVEL * height, kernel.RANGE_WEIGHT), kernel.MOST_RANGE)
         if one["n"].max() >= kernel.RANGE_AFTER:
             excess = np.maximum(np.maximum(one["lo"] - linear, linear - one["hi"]), 0)
-            beyond = excess / (one["hi"] - one["lo"] + kernel.FLOOR) / 0.02
+            ticks = float(one["n"].max())
+            enough = 0.02 if declared else max(0.02, math.log(max(WEEK / interval / ticks, 1)) / (2 * math.log(ticks)))
+            beyond = excess / (one["hi"] - one["lo"] + kernel.FLOOR) / enough
             beyond = weight * np.clip(np.nan_to_num(beyond), 0, 1)
             own, every = own + beyond, every + beyond
         own, every = np.where(varied, own, 0.0), np.where(varied, every, 0.0)
@@ -107,18 +109,16 @@ class Plain:
         earned = kernel.RAISE / WEEK * min(1.0, 64 * interval) * min(one["raised"] / kernel.RAISE_REFERENCE, 1.0)
         raised = max(one["raised"] - earned, 0.0)
         highest = (own / one["accepted"][:f]).max()
-        rise = 1 + raised if declared else (1 + raised) * (1 + kernel.UNSURE / max(one["n"].max(), 1.0))
+        held = 0.0 if declared else raised  # the budget raises the threshold of alerts alone
+        rise = 1.0 if declared else (1 + raised) * (1 + kernel.UNSURE / max(one["n"].max(), 1.0))
         terms = [highest / min(height * rise, max(kernel.CEILING, height))]
         if declared:
-            mean_of_all = surprise / one["accepted"][f] * count**0.75
-            terms.append(mean_of_all / min(level * (1 + raised), max(kernel.CEILING, level)))
+            three = np.sort(own / one["accepted"][:f])[::-1][: min(count, 3)].mean() / one["accepted"][f]
+            terms.append(three / level)
             shift = self.joint(one, linear, plain[len(self.detector.spec.horizons) - 1])
-            terms.append((shift / math.sqrt(1 + raised)) ** (1 / 3))
+            terms.append(shift ** (1 / 3))
         score = max(terms) if heads else math.nan
-        p = (
-            math.exp(-(max(terms) * (1 + raised) * level - kernel.PRIOR_LEVEL) / kernel.PRIOR_SLOPE)
-            / kernel.PRIOR_TICKS
-        )
+        p = math.exp(-(max(terms) * (1 + held) * level - kernel.PRIOR_LEVEL) / kernel.PRIOR_SLOPE) / kernel.PRIOR_TICKS
         return {
             "terms": np.array(terms),
             "score": np.array(score),
@@ -215,6 +215,7 @@ def test_what_a_live_tick_teaches_is_the_running_mean_and_variance() -> None:
 
 def test_what_was_declared_follows_what_comes_but_at_a_bounded_rate() -> None:
     made, slabs = scorer(declared=True)
+    settled = np.array([*made.detector.spec.horizons, 1]) - 1 + kernel.SETTLE
     values = fleets.healthy(140, 0, 5)
     values[90:] += 1000.0
     for t, row in enumerate(values):
@@ -222,7 +223,7 @@ def test_what_was_declared_follows_what_comes_but_at_a_bounded_rate() -> None:
         np.testing.assert_array_equal(after["n"], before["n"])
         mean, var = before["calibration"][0]
         most = kernel.MOST_AT_ONCE * (np.sqrt(var) + 1e-3 * np.abs(mean) + kernel.FLOOR)
-        trusted = np.repeat(after["n"] >= kernel.LEAST, 3) & (t >= kernel.SETTLE)
+        trusted = np.repeat((after["n"] >= kernel.LEAST) & (t >= settled), 3)
         moved = kernel.FOLLOWS * np.clip(after["stream"] - mean, -most, most) * trusted
         np.testing.assert_allclose(after["calibration"][0, 0], mean + moved, rtol=1e-4, atol=1e-6)
         np.testing.assert_array_equal(after["calibration"][0, 1], var)
@@ -329,7 +330,7 @@ def test_alerts_counted_for_another_budget_are_those_of_its_own_controller(seed:
             if still == quiet:
                 going, b = False, min(b + kernel.RAISE, kernel.RAISE_LIMIT)
     assert total > 5
-    told = kernel.starts(highest, zero, zero, one, unsure, np.ones(ticks), 1.0, budget, math.nan, rest, quiet)
+    told = kernel.starts(highest, zero, zero, one, unsure, np.ones(ticks), 1.0, budget, math.nan, rest, quiet, False)
     assert told == total
 
 
@@ -376,7 +377,7 @@ class TestShift:
             observe(made, slabs, row + away, 200, first=False)
             moved = slabs.view("centre")[1, 0] - before
             assert (np.sign(moved) == np.sign(away)).any()
-            assert (np.abs(moved) <= kernel.SHIFT_FOLLOWS * most * 1.001).all()
+            assert (np.abs(moved) <= kernel.FOLLOWS * most * 1.001).all()
 
 
 class TestScale:

@@ -214,8 +214,9 @@ def told(surprises: Floats, budget: float, monkeypatch: pytest.MonkeyPatch) -> l
         scored = blank(slabs, slots, values, 0 * dt, time, reset)
         raised = kernel.decayed(float(slabs.view("raised")[slots[0]]), budget, float(dt[0]))
         slabs.view("raised")[slots[0]] = raised
-        score = kernel.score_of(float(surprises[int(time[0] - fleets.START)]), 0.0, 0.0, 1.0, 0.0, level, raised)
-        return dataclasses.replace(scored, score=np.array([score], dtype=np.float32))
+        score = kernel.score_of(float(surprises[int(time[0] - fleets.START)]), 0.0, 0.0, 0.0, level, level, raised)
+        told = np.array([score], dtype=np.float32)
+        return dataclasses.replace(scored, score=told, alarm=told)
 
     monkeypatch.setattr(scorer, "observe", observe)
     values, fired = fleets.healthy(len(surprises), 0, 7), []
@@ -260,5 +261,6 @@ def test_the_controller_holds_back_what_comes_again_and_again(budget: float, mon
 def test_a_channel_at_its_ceiling_is_told_however_far_the_threshold_was_raised() -> None:
     for raised in (0.0, 1.0, kernel.RAISE_LIMIT):
         level = kernel.level_of(math.nan, 1 / 604800, 1.0)
-        assert kernel.score_of(kernel.CEILING, 0.0, 0.0, 3.0, 0.0, level, raised) >= 1.0
-        assert kernel.score_of(0.0, kernel.CEILING, 0.0, 3.0, 0.0, level, raised) >= 1.0
+        height = kernel.height_of(level, 3.0, declared=False)
+        assert kernel.score_of(kernel.CEILING, 0.0, 0.0, 0.0, height, level, raised) >= 1.0
+        assert kernel.score_of(0.0, kernel.CEILING, 0.0, 0.0, height, level, raised) >= 1.0

@@ -16,7 +16,7 @@ from sentinel.model.score import Detector
 from sentinel.model.slabs import Layout
 from sentinel.records import ModelSpec
 
-FORMAT = 2
+FORMAT = 3
 _WEIGHT = "weight."
 
 

@@ -31,7 +31,11 @@ def carry(old: Detector, before: Slabs, new: Detector, after: Slabs) -> None:
     calibration[:, :, 0] *= wide
     calibration[:, :, 1] *= wide**2
     after.view("calibration")[rows] = calibration
-    for name in ("n", "accepted", "peak", "alarmed", "refractory"):
+    pending = before.view("pending")[rows].copy()
+    pending[:, 0] *= wide[:, 0]
+    pending[:, 1] *= wide[:, 0] ** 2
+    after.view("pending")[rows] = pending
+    for name in ("n", "waiting", "accepted", "peak", "alarmed", "refractory"):
         after.view(name)[rows] = before.view(name)[rows]
     after.view("varied")[rows] = np.maximum(after.view("varied")[rows], before.view("varied")[rows])
     for name in ("lo", "hi"):

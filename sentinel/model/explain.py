@@ -52,7 +52,7 @@ def explain(detector: Detector, slabs: Slabs, slot: int, *, by_shift: bool = Fal
     varied = slabs.view("varied")[slot] > 0
     varied = varied if varied.any() else np.ones(f, dtype=np.bool_)
     n, reach = slabs.view("n")[slot], np.array([*horizons, 1])[:heads]
-    trusted = (n >= LEAST) & (since >= np.maximum(reach, SETTLE))
+    trusted = (n >= LEAST) & (since >= reach - 1 + SETTLE)
     z = errors / usual * trusted[:, None] * varied
     energy = (z * z).sum(0)
     if heads > len(horizons):

@@ -543,7 +543,7 @@ def _descend(
         hidden = torch.rand(window, lanes, f, generator=generator) < MISSING
         inputs[..., : 3 * f] += noisy
         inputs[..., :f].masked_fill_(hidden, 0.0)
-        inputs[..., 3 * f : 4 * f].masked_fill_(hidden, 0.0)
+        inputs[..., 3 * f : 4 * f].masked_fill_(hidden, 1.0)
         skip = (jump & (window > 2 * SETTLE)).unsqueeze(0) & (span < SETTLE)
         skip = skip | (index >= ticks.fit[who])
         loss, auxiliary, after = _loss(network, ticks, index, who, ticks.fit[who], inputs, state, skip)
@@ -637,8 +637,9 @@ def _calibrate(
         if slow is not None:
             slow[t, who] = scored.shift
         known = who[staged.first[who] == t + 1] + 1
-        slabs.view("n")[known] = 0.0
-        slabs.view("calibration")[known] = 0.0
+        for name in ("n", "waiting", "calibration", "pending"):
+            slabs.view(name)[known] = 0.0
+    Scorer(detector, {}, 1 / calibrate.WEEK, None).learn_the_rest(slabs)
     shift = None
     if slow is not None:
         shift = _shift(slabs, stack, slow)
@@ -748,7 +749,7 @@ def _floors(staged: _Staged, stack: _Stack, slabs: Slabs) -> None:
     sums, squares = np.zeros((len(stack.length), f + 1)), np.zeros((len(stack.length), f + 1))
     n = np.zeros((len(stack.length), 1))
     for t, who, scored in _stream(staged, stack, slabs, begin):
-        both = np.column_stack([scored.own, scored.surprise]).astype(np.float64)
+        both = np.column_stack([scored.own, scored.together]).astype(np.float64)
         use = ~np.isnan(scored.surprise) & (t >= count[who])
         n[who[use]] += 1
         sums[who[use]] += both[use]
@@ -758,8 +759,8 @@ def _floors(staged: _Staged, stack: _Stack, slabs: Slabs) -> None:
     mean = sums / n
     limit = mean + 4.0 * (1.0 + 200.0 / n) * np.sqrt(np.maximum(squares / n - mean**2, 0.0))
     varied = np.maximum(slabs.view("varied")[1:].sum(1, keepdims=True), 1.0)
-    limit[:, :f] /= calibrate.DECLARED_LEVEL + kernel.PRIOR_SLOPE * np.log(varied)
-    limit[:, f:] /= calibrate.DECLARED_LEVEL / varied**kernel.BREADTH
+    limit[:, :f] /= calibrate.DECLARED_LEVEL + kernel.ALONE_SLOPE * np.log(varied)
+    limit[:, f:] /= calibrate.DECLARED_LEVEL
     if staged.detector.shift is not None:
         limit[~held_out] = NEVER
     slabs.view("accepted")[1:][known, : f + 1] = np.maximum(limit, 1.0)[known]

@@ -66,18 +66,20 @@ class Scored:
 
     Attributes:
         score: surprise over threshold, (B,); NaN: no score yet.
+        alarm: the score that makes alerts, (B,): where a recording was declared, the budget raises their threshold alone.
         surprise: joined over channels, (B,).
         p_value: tail probability a tick of such a surprise, (B,), NaN where there is no score.
         own: each channel's surprise, (B, F).
         forecast: location forecast one step ahead, scaled, (B, F); NaN where there is none.
         location, spread: the devices' own, in profile units, (B, F).
         shift: slow means of values and far errors, (B, 2 F).
-        highest, mean, joint, count, unsure: what the score is made of, see `kernel.score_of`, (B,).
+        highest, together, joint, count, unsure: what the score is made of, see `kernel.score_of`, (B,).
         network: whose weights forecast it, (B,).
         settled: devices that alarmed for so long that their statistics run from here on, (B,).
     """
 
     score: kernel.F4
+    alarm: kernel.F4
     surprise: kernel.F4
     p_value: kernel.F4
     own: kernel.F4
@@ -86,7 +88,7 @@ class Scored:
     spread: kernel.F4
     shift: kernel.F4
     highest: kernel.F4
-    mean: kernel.F4
+    together: kernel.F4
     joint: kernel.F4
     count: kernel.F4
     unsure: kernel.F4
@@ -163,9 +165,13 @@ class Scorer:
         peak, f, count = slabs.view("peak")[row], self.layout.channels, float(scored.count[at])
         own = self._judgement
         level = kernel.level_of(own.level, own.budget, float(slabs.view("interval")[row]))
-        peak[:f] = scored.own[at] / kernel.height_of(level, count)
-        peak[f] = scored.surprise[at] * count**kernel.BREADTH / level
+        peak[:f] = scored.own[at] / kernel.height_of(level, count, own.declared)
+        peak[f] = scored.together[at] * slabs.view("accepted")[row, f] / level
         peak[f + 1] = scored.joint[at] * slabs.view("accepted")[row, f + 1]
+
+    def learn_the_rest(self, slabs: Slabs) -> None:
+        """Calibrate all devices on what still waits to be learned."""
+        kernel.learn_the_rest(self._frame, _rings(slabs))
 
     def ready(self, slabs: Slabs) -> tuple[Bools, Bools]:
         """Which slots are calibrated, and which states have settled, (N,) each: both give a score."""
@@ -189,7 +195,7 @@ class Scorer:
             reset: devices whose state begins anew with this tick, (B,).
         """
         frame, b, f = self._frame, len(slots), self.layout.channels
-        rings = kernel.Rings(slabs.records, slabs.ahead, slabs.errors, slabs.daily, slabs.visits)
+        rings = _rings(slabs)
         padded = -(-b // PAD) * PAD
         inputs = np.zeros((padded, features.width(f, self.forecaster.calendar, self.layout.bins)), dtype=np.float32)
         y, alive = np.zeros((padded, f), dtype=np.float32), np.zeros(padded, dtype=np.float32)
@@ -200,7 +206,7 @@ class Scorer:
         kernel.prepare(frame, rings, slots, x, dt, lapse, time, clock, reset, linear, y, inputs, alive)
         network = slabs.view("network")[slots].astype(np.int64)
         cross, ahead = self._step(slabs, slots, network, inputs, y, alive)
-        one, each = np.empty((8, b), dtype=np.float32), np.empty((4, b, f), dtype=np.float32)
+        one, each = np.empty((9, b), dtype=np.float32), np.empty((4, b, f), dtype=np.float32)
         out = Scored(
             score=one[0],
             surprise=one[1],
@@ -211,10 +217,11 @@ class Scorer:
             spread=each[3],
             shift=np.empty((b, 2 * f), dtype=np.float32),
             highest=one[3],
-            mean=one[4],
+            together=one[4],
             joint=one[5],
             count=one[6],
             unsure=one[7],
+            alarm=one[8],
             settled=np.empty(b, dtype=np.bool_),
             network=network,
         )
@@ -248,3 +255,7 @@ class Scorer:
         out = torch.zeros(count, dtype=torch.int64)
         out[: len(index)] = torch.from_numpy(index)
         return out.to(self.device)
+
+
+def _rings(slabs: Slabs) -> kernel.Rings:
+    return kernel.Rings(slabs.records, slabs.ahead, slabs.errors, slabs.daily, slabs.visits)

@@ -38,7 +38,9 @@ FIELDS = (
     "centre",  # what they are when all is well
     "sums",  # window sums of errors, in quanta
     "calibration",  # mean and variance of each stream, in two memories
+    "pending",  # sum and sum of squares of each stream over the ticks that are still to be calibrated on
     "n",  # ticks calibrated on, by head
+    "waiting",  # ticks in `pending`, by head
     "tick",  # position in the rings
     "since",  # ticks since the state began
     "warm",  # ticks that told where a new device lies
@@ -85,7 +87,8 @@ class Layout:
             "centre": (2, f),
             "sums": (STREAMS, heads * f),
         }
-        shapes |= {"calibration": (MEMORIES, 2, STREAMS, heads * f), "n": (heads,)}
+        shapes |= {"calibration": (MEMORIES, 2, STREAMS, heads * f), "pending": (2, STREAMS, heads * f)}
+        shapes |= {"n": (heads,), "waiting": (heads,)}
         shapes |= dict.fromkeys(FIELDS[FIELDS.index("tick") :], ())
         fields, at = {}, 0
         for name in FIELDS:

@@ -483,7 +483,7 @@ class ProfileStream:
                 for at, rule in enumerate(RULES)
                 if broken.any[row, at]
             }
-            if flagged[row] and scored is not None and self.spec.alert_budget > 0:
+            if scored is not None and scored.alarm[row] >= 1.0 and self.spec.alert_budget > 0:
                 episode = book.open.get(device, {}).get("prediction")
                 if episode is None and self._ripe(slot):
                     evidence["prediction"] = lambda row=row: self._evidence(batch, scored, row)
@@ -564,8 +564,7 @@ class ProfileStream:
         assert self.slabs is not None
         one = scored.row(row)
         slot = int(batch.slots[row])
-        raised = float(self.slabs.view("raised")[slot])
-        by_shift = float(one.joint[0]) >= 0.99 * float(one.score[0]) ** 3 * math.sqrt(1.0 + raised)
+        by_shift = float(one.joint[0]) >= 0.99 * float(one.score[0]) ** 3
         why = explain(self.detector, self.slabs, slot, by_shift=by_shift)
         previous = self.table.last[batch.slots[row : row + 1]][:, self._columns]
         expected = [part[0] for part in self.expectation(one, previous)]
