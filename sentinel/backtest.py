@@ -15,7 +15,7 @@ from sentinel.adapters.tables import Recording
 from sentinel.errors import DataError
 from sentinel.model import calibrate, kernel
 from sentinel.model.calibrate import WEEK
-from sentinel.model.learn import MOST_TICKS, Learned, Series, learn
+from sentinel.model.learn import GROWTH, MOST_TICKS, Learned, Series, learn
 from sentinel.model.score import Detector
 from sentinel.records import Alert, Bools, Channel, EventTime, Floats, Ints, ProfileSpec, Readings, Transition
 from sentinel.stream.alerts import AlertBook
@@ -24,7 +24,7 @@ from sentinel.stream.pipeline import Outcome, ProfileStream
 CHUNK = 2048  # rows absorbed at once; no outcome depends on it
 DEFAULT_SHARE, DEFAULT_ROWS = 0.15, 750
 OTHER_BUDGETS = {"1/month": 7 / (30.4375 * WEEK), "1/week": 1 / WEEK, "1/day": 7 / WEEK}
-TERMS = ("highest", "together", "joint", "count", "unsure")
+TERMS = ("highest", "together", "joint", "count", "unsure", "tail", "slope")
 LEAST_TICKS = 60  # that a device must have learned from for its network to be worth it
 
 Progress = Callable[[str, float], None]
@@ -40,7 +40,7 @@ class Plan:
         recordings: learn from these instead.
         declared: the user vouches that what is learned from is normal.
         seed: of all randomness.
-        relearn: learn again whenever twice as many ticks have come.
+        relearn: learn on whenever a tenth more ticks have come.
     """
 
     rows: int | None = None
@@ -229,7 +229,7 @@ class Backtest:
         self.stream.keep_ticks = True
         self._history: list[Ints] = []  # rows that were taken, in order
         self._elsewhere = 0  # rows of other recordings that were learned from
-        self._terms: kernel.F4 | None = None  # (T, 5): what each score is made of
+        self._terms: kernel.F4 | None = None  # (T, 7): what each score is made of
 
     def _columns(self, recording: Recording) -> Floats:
         given = {channel.name: channel for channel in self.spec.channels or ()}
@@ -304,22 +304,8 @@ class Backtest:
             if slot is not None:
                 dt = np.maximum(np.diff(self.time[rows], prepend=self.time[rows[0]]), 0.0)
                 interval, rest = (float(slabs.view(field)[slot]) for field in ("interval", "refractory"))
-                highest, together, joint, count, unsure = np.ascontiguousarray(self._terms[rows].T)
-                quiet = self.spec.quiet_ticks
-                total += kernel.starts(
-                    highest,
-                    together,
-                    joint,
-                    count,
-                    unsure,
-                    dt,
-                    interval,
-                    budget,
-                    level,
-                    int(rest),
-                    quiet,
-                    detector.declared,
-                )
+                terms, quiet = np.ascontiguousarray(self._terms[rows].T), self.spec.quiet_ticks
+                total += kernel.starts(*terms, dt, interval, budget, level, int(rest), quiet, detector.declared)
         return total
 
     def _in_order(self) -> Ints:
@@ -366,7 +352,7 @@ class Backtest:
                     self._note(result, outcome)
 
     def _segments(self, rows: Ints) -> Iterator[Ints]:
-        """Rows to absorb before each new learning: until there are twice as many ticks as there were at the last.
+        """Rows to absorb before each new learning: until there are `GROWTH` times as many ticks as at the last.
 
         Of each device, where it has a network of its own; else of all.
         """
@@ -375,12 +361,12 @@ class Backtest:
         )
         if self.spec.model.weights == "shared":
             ordered, total = self._order(rows), max(int(ticks.sum()), self._elsewhere)
-            marks = np.cumsum(2 ** np.arange(63, dtype=np.float64)) * total
-            yield from np.split(ordered, marks[marks < len(ordered)].astype(np.int64))
+            marks = total * (GROWTH ** np.arange(1, 400, dtype=np.float64) - 1.0)
+            yield from np.split(ordered, np.unique(marks[marks < len(ordered)].astype(np.int64)))
             return
         rank = self._rank(rows)
         begun = np.maximum(ticks[self.device[rows]], LEAST_TICKS)
-        rounds = np.floor(np.log2((rank + begun) / begun)).astype(np.int64)
+        rounds = np.floor(np.log((rank + begun) / begun) / np.log(GROWTH)).astype(np.int64)
         for at in range(int(rounds.max(initial=-1)) + 1):
             yield rows[rounds == at]
 

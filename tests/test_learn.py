@@ -133,7 +133,7 @@ def test_one_long_series_beside_many_short_ones_stays_small() -> None:
 
 def test_validation_leaves_out_what_is_not_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learn, "STEPS", 1)
-    monkeypatch.setattr(learn, "FINE_STEPS", 0)
+    monkeypatch.setattr(learn, "MORE_STEPS", 0)
     given = [series(fleets.healthy(300, i), f"d{i}") for i in range(2)]
     champion = learned(given).detector
     again = [learn.learn(given, channels(3), SMALL, seed=s, declared=False, start=champion) for s in (2, 3)]
@@ -326,20 +326,20 @@ class TestNetworkOfItsOwn:
         for at in range(3):
             assert not torch.equal(each[at], each[at - 1])
 
-    def test_it_learns_again_once_its_device_has_twice_the_ticks_and_no_other_is_touched(self) -> None:
+    def test_it_learns_on_once_its_device_has_a_tenth_more_ticks_and_no_other_is_touched(self) -> None:
         first = self.learn({"a": 300, "b": 250})
-        again = self.learn({"a": 600, "b": 499}, first)
+        again = self.learn({"a": 600, "b": 274}, first)
         assert again.learned_on == (600, 250)
         assert not torch.equal(self.weights(again, "a"), self.weights(first, "a"))
         assert torch.equal(self.weights(again, "b"), self.weights(first, "b"))
-        third = self.learn({"a": 1199, "b": 500}, again)
+        third = self.learn({"a": 659, "b": 500}, again)
         assert third.learned_on == (600, 500)
         assert torch.equal(self.weights(third, "a"), self.weights(again, "a"))
         assert not torch.equal(self.weights(third, "b"), self.weights(again, "b"))
 
     def test_one_that_does_not_gain_stays(self, monkeypatch: pytest.MonkeyPatch) -> None:
         first = self.learn({"a": 300, "b": 250})
-        monkeypatch.setattr(learn, "BETTER_BY", math.inf)
+        monkeypatch.setattr(learn, "MORE_RATE", 3.0)
         again = self.learn({"a": 600, "b": 600}, first)
         for device in (None, "a", "b"):
             assert torch.equal(self.weights(again, device), self.weights(first, device))

@@ -92,6 +92,12 @@ class Plain:
         else:
             most = max(WEEK / interval / kernel.PRIOR_TICKS, 1.0)
             level = kernel.PRIOR_LEVEL + kernel.PRIOR_SLOPE * math.log(most)
+            _, _, blocks, middle, spread, length = one["tail"]
+            if blocks >= kernel.TAIL_LEAST:
+                scale = math.sqrt(6 * spread) / math.pi
+                slope = scale * (1 + 2 / math.sqrt(blocks))
+                at = middle - 0.5772156649 * scale + slope * math.log(WEEK / interval / length)
+                level = max(min(level, at - kernel.PRIOR_SLOPE * math.log(count)), kernel.PRIOR_LEVEL)
         height = level + (kernel.ALONE_SLOPE if declared else kernel.PRIOR_SLOPE) * math.log(count)
         weight = kernel.RANGE_WEIGHT
         if not declared:
@@ -109,16 +115,19 @@ class Plain:
         earned = kernel.RAISE / WEEK * min(1.0, 64 * interval) * min(one["raised"] / kernel.RAISE_REFERENCE, 1.0)
         raised = max(one["raised"] - earned, 0.0)
         highest = (own / one["accepted"][:f]).max()
-        held = 0.0 if declared else raised  # the budget raises the threshold of alerts alone
-        rise = 1.0 if declared else (1 + raised) * (1 + kernel.UNSURE / max(one["n"].max(), 1.0))
-        terms = [highest / min(height * rise, max(kernel.CEILING, height))]
+        unsure = 0.0 if declared else kernel.UNSURE / max(one["n"].max(), 1.0)
+
+        def over(rise: float) -> list[float]:
+            return [highest / min(height * rise, max(kernel.CEILING, height))]
+
+        terms, alarm = over(1 + unsure), max(over((1 + unsure) * (1 + raised)))
         if declared:
             three = np.sort(own / one["accepted"][:f])[::-1][: min(count, 3)].mean() / one["accepted"][f]
             terms.append(three / level)
             shift = self.joint(one, linear, plain[len(self.detector.spec.horizons) - 1])
             terms.append(shift ** (1 / 3))
         score = max(terms) if heads else math.nan
-        p = math.exp(-(max(terms) * (1 + held) * level - kernel.PRIOR_LEVEL) / kernel.PRIOR_SLOPE) / kernel.PRIOR_TICKS
+        p = math.exp(-(max(terms) * level - kernel.PRIOR_LEVEL) / kernel.PRIOR_SLOPE) / kernel.PRIOR_TICKS
         return {
             "terms": np.array(terms),
             "score": np.array(score),
@@ -126,6 +135,7 @@ class Plain:
             "p_value": np.array(min(p, 1.0) if heads else math.nan),
             "own": own,
             "raised": np.array(raised),
+            **({} if declared else {"alarm": np.array(alarm if heads else math.nan)}),
         }
 
     def joint(self, one: dict[str, Floats], linear: Floats, far: Floats) -> float:
@@ -165,6 +175,8 @@ def test_the_score_equals_a_plain_reading_of_the_formula(declared: bool, errors_
     slabs.view("n")[1] = 2 * kernel.RANGE_AFTER
     slabs.view("raised")[1] = 0.4
     slabs.view("accepted")[1] = [1.0, 1.3, 1.0, 1.1, 1.2]
+    if not declared:
+        slabs.view("tail")[1] = [0.0, 0.0, 9.0, 1.5, 0.25, 200.0]  # lowers the level
     plain, decides = Plain(made), np.zeros(3, dtype=np.int64)
     checked = 0
     for t, row in enumerate(disturbed()):
@@ -172,7 +184,7 @@ def test_the_score_equals_a_plain_reading_of_the_formula(declared: bool, errors_
             slabs.view("since")[1] = 0
         expected = plain.score(slabs, detector.scale.scaled(row[None], row[None])[0])
         scored = observe(made, slabs, row, t, first=t == 0)
-        for name in ("score", "surprise", "p_value", "own"):
+        for name in expected.keys() - {"terms", "raised"}:
             np.testing.assert_allclose(
                 getattr(scored, name)[0], expected[name], rtol=2e-3, atol=2e-3, err_msg=f"{name} of tick {t}"
             )
@@ -186,7 +198,7 @@ def test_the_score_equals_a_plain_reading_of_the_formula(declared: bool, errors_
 
 def taught(made: Scorer, slabs: Slabs, row: Floats, t: int) -> tuple[dict[str, Array], dict[str, Array]]:
     """What a device knew before and after a tick; `stream`: its window means with that tick."""
-    names = ("calibration", "n", "lo", "hi")
+    names = ("calibration", "n", "lo", "hi", "waiting")
     before = {name: slabs.view(name)[1].astype(np.float64) for name in names}
     observe(made, slabs, row, t, first=t == 0)
     after = {name: slabs.view(name)[1].astype(np.float64) for name in names}
@@ -195,22 +207,84 @@ def taught(made: Scorer, slabs: Slabs, row: Floats, t: int) -> tuple[dict[str, A
     return before, after
 
 
-def test_what_a_live_tick_teaches_is_the_running_mean_and_variance() -> None:
+def test_live_statistics_learn_blocks_of_ticks_as_if_one_by_one() -> None:
+    """Of all history: mean and variance of every tick that was learned, whatever the blocks were."""
     made, slabs = scorer()
-    begun = slabs.view("n")[1].copy()
-    for t, row in enumerate(fleets.healthy(120, 0, 5)):
+    for name in ("n", "calibration"):
+        slabs.view(name)[1] = 0.0
+    learned: list[list[Floats]] = [[] for _ in range(3)]
+    for t, row in enumerate(fleets.healthy(400, 0, 5)):
         before, after = taught(made, slabs, row, t)
-        learns = after["n"] > before["n"]
-        np.testing.assert_array_equal(after["n"] - before["n"], learns.astype(float))
+        told = before["n"] + before["waiting"]
+        learns = after["n"] + after["waiting"] > told
+        np.testing.assert_array_equal(after["n"] + after["waiting"] - told, learns.astype(float))
         assert t >= kernel.SETTLE or not learns.any()
-        own = np.repeat(learns / np.maximum(after["n"], 1.0), 3)
-        for memory, rate in enumerate((own, np.maximum(own, (own > 0) / kernel.MEMORY))):
-            mean, var = before["calibration"][memory]
-            away = after["stream"] - mean
-            np.testing.assert_allclose(after["calibration"][memory, 0], mean + rate * away, rtol=1e-4, atol=1e-5)
-            expected = (1 - rate) * (var + rate * away**2)
-            np.testing.assert_allclose(after["calibration"][memory, 1], expected, rtol=1e-4, atol=1e-5)
-    assert (slabs.view("n")[1] - begun).min() > 50
+        for k in range(3):
+            learned[k] += [after["stream"].reshape(STREAMS, 3, 3)[:, k]] * bool(learns[k])
+            assert after["waiting"][k] < kernel.BLOCK
+            n = int(after["n"][k])
+            if n >= 2 and after["waiting"][k] == 0:
+                known = np.array(learned[k])
+                mean, var = after["calibration"].reshape(2, 2, STREAMS, 3, 3)[0, :, :, k]
+                np.testing.assert_allclose(mean, known.mean(0), rtol=1e-3, atol=1e-4)
+                np.testing.assert_allclose(var, known.var(0), rtol=1e-2, atol=1e-4)
+    assert slabs.view("n")[1].min() > 256
+
+
+def test_the_short_memory_weighs_a_block_by_its_ticks() -> None:
+    made, slabs = scorer()
+    slabs.view("n")[1] = 5000.0
+    slabs.view("waiting")[1] = slabs.view("pending")[1] = 0.0
+    streams = []
+    for t, row in enumerate(fleets.healthy(300, 0, 5)):
+        before, after = taught(made, slabs, row, t)
+        streams.append(after["stream"])
+        if (after["n"] > before["n"]).any():
+            break
+    k = int(np.argmax(after["n"] > before["n"]))
+    block = np.array(streams[-kernel.BLOCK :]).reshape(kernel.BLOCK, STREAMS, 3, 3)[:, :, k]
+    rate = 1 - (1 - 1 / kernel.MEMORY) ** kernel.BLOCK
+    (mean, var), (mean_, var_) = (x["calibration"].reshape(2, 2, STREAMS, 3, 3)[1, :, :, k] for x in (before, after))
+    away = block.mean(0) - mean
+    np.testing.assert_allclose(mean_, mean + rate * away, rtol=1e-4)
+    np.testing.assert_allclose(var_, (1 - rate) * (var + rate * away**2) + rate * block.var(0), rtol=1e-3, atol=1e-6)
+
+
+def test_what_lasts_is_told_at_the_strictest_budget() -> None:
+    """Learned tick by tick, what has lasted k of n ticks is sqrt(n / k) sd away at most, whatever its size."""
+    made = Scorer(fleets.learned().detector, {}, 1 / (52 * WEEK), None)
+    slabs = Slabs(made.layout, torch.device("cpu"), 2)
+    made.begin(slabs, np.arange(2))
+    slabs.view("n")[1] = 500.0
+    values = fleets.healthy(300, 0, 5)
+    values[160:, 1] += np.linspace(0, 200, 140)
+    scores = play(made, slabs, values)
+    assert max(scores[100:160]) < 0.5
+    assert max(scores[160:]) >= 1.0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_devices_own_tail_is_that_of_its_surprise(seed: int) -> None:
+    """Exponential surprise of scale 0.25: exceeded once in N ticks is 0.25 ln N; a scale from few blocks is taken for larger."""
+    surprise = np.random.default_rng(seed).exponential(0.25, 200_000)
+    kept = np.zeros(6, dtype=np.float32)
+    for at, value in enumerate(surprise.tolist()):
+        kernel.note_tail(kept, value, 3000.0)
+        if at + 1 == kernel.TAIL_BLOCK * (kernel.TAIL_LEAST - 1):
+            assert math.isnan(kernel.tail_of(kept)[0]), "too few blocks say nothing"
+    assert kept[5] == 1600.0, "blocks grow to the longest allowed"
+    tail, slope = kernel.tail_of(kept)
+    for n in (1e4, 1e5, 6e5):
+        assert 0.95 * 0.25 * math.log(n) < tail + slope * math.log(n) < 1.5 * 0.25 * math.log(n)
+
+
+def test_the_own_tail_lowers_the_level_and_never_raises_it() -> None:
+    budget, interval = 1 / WEEK, 1.0
+    prior = kernel.level_of(math.nan, budget, interval, 4.0)
+    assert kernel.level_of(math.nan, budget, interval, 4.0, 1.0, 0.2) < prior
+    assert kernel.level_of(math.nan, budget, interval, 4.0, -9.0, 0.1) == kernel.PRIOR_LEVEL
+    assert kernel.level_of(math.nan, budget, interval, 4.0, 5.0, 3.0) == prior
+    assert kernel.level_of(5.0, budget, interval, 4.0, 1.0, 0.2) == 5.0, "what is given is given"
 
 
 def test_what_was_declared_follows_what_comes_but_at_a_bounded_rate() -> None:
@@ -311,7 +385,7 @@ def test_alerts_counted_for_another_budget_are_those_of_its_own_controller(seed:
     """`starts` against the controller written out, on arbitrary scores."""
     rng = np.random.default_rng(seed)
     budget, quiet, rest, ticks = 1 / 500.0, 5, 40, 5000
-    level = kernel.level_of(math.nan, budget, 1.0)
+    level = kernel.level_of(math.nan, budget, 1.0, 1.0)
     highest = (rng.exponential(1.0, ticks) * (1 + np.sin(np.arange(ticks) / 300))).astype(np.float32)
     highest[rng.random(ticks) < 0.05] = np.nan
     zero, one = np.zeros(ticks, dtype=np.float32), np.ones(ticks, dtype=np.float32)
@@ -330,7 +404,9 @@ def test_alerts_counted_for_another_budget_are_those_of_its_own_controller(seed:
             if still == quiet:
                 going, b = False, min(b + kernel.RAISE, kernel.RAISE_LIMIT)
     assert total > 5
-    told = kernel.starts(highest, zero, zero, one, unsure, np.ones(ticks), 1.0, budget, math.nan, rest, quiet, False)
+    none = np.full(ticks, np.nan, dtype=np.float32)
+    terms = (highest, zero, zero, one, unsure, none, none)
+    told = kernel.starts(*terms, np.ones(ticks), 1.0, budget, math.nan, rest, quiet, False)
     assert told == total
 
 

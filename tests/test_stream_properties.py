@@ -197,7 +197,7 @@ def most_of(budget: float) -> float:
 
     From b_max on, what is raised is lost; and a channel at its ceiling is told however far the threshold was raised.
     """
-    level = kernel.level_of(math.nan, budget, 1.0)
+    level = kernel.level_of(math.nan, budget, 1.0, 1.0)
     return 0.999 * min(level * (1 + kernel.RAISE_LIMIT - kernel.RAISE), kernel.CEILING)
 
 
@@ -207,7 +207,7 @@ def told(surprises: Floats, budget: float, monkeypatch: pytest.MonkeyPatch) -> l
     stream.respec(fleets.spec(alert_budget=budget))
     scorer = stream.scorer
     assert scorer is not None
-    blank, level = scorer.observe, kernel.level_of(math.nan, budget, 1.0)
+    blank, level = scorer.observe, kernel.level_of(math.nan, budget, 1.0, 1.0)
 
     def observe(slabs: Slabs, slots: Ints, values: Floats, dt: Floats, time: Floats, reset: Bools) -> Scored:
         """The controller's own arithmetic, on a surprise of ours."""
@@ -251,7 +251,7 @@ def test_alerts_in_any_span_stay_within_the_budgets_bound_whatever_the_scores_ar
 def test_the_controller_holds_back_what_comes_again_and_again(budget: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """An excursion every 60 ticks, each of them over the threshold at first: few are told, but not none."""
     ticks, every = 3000, 60
-    level, most = kernel.level_of(math.nan, budget, 1.0), most_of(budget)
+    level, most = kernel.level_of(math.nan, budget, 1.0, 1.0), most_of(budget)
     high = level + (most - level) * np.random.default_rng(0).random(ticks)
     fired = told((np.arange(ticks) % every < 5) * high, budget, monkeypatch)
     assert len(fired) <= budget * ticks + kernel.RAISE_LIMIT / kernel.RAISE + 1
@@ -260,7 +260,7 @@ def test_the_controller_holds_back_what_comes_again_and_again(budget: float, mon
 
 def test_a_channel_at_its_ceiling_is_told_however_far_the_threshold_was_raised() -> None:
     for raised in (0.0, 1.0, kernel.RAISE_LIMIT):
-        level = kernel.level_of(math.nan, 1 / 604800, 1.0)
+        level = kernel.level_of(math.nan, 1 / 604800, 1.0, 3.0)
         height = kernel.height_of(level, 3.0, declared=False)
         assert kernel.score_of(kernel.CEILING, 0.0, 0.0, 0.0, height, level, raised) >= 1.0
         assert kernel.score_of(0.0, kernel.CEILING, 0.0, 0.0, height, level, raised) >= 1.0

@@ -35,7 +35,7 @@ def carry(old: Detector, before: Slabs, new: Detector, after: Slabs) -> None:
     pending[:, 0] *= wide[:, 0]
     pending[:, 1] *= wide[:, 0] ** 2
     after.view("pending")[rows] = pending
-    for name in ("n", "waiting", "accepted", "peak", "alarmed", "refractory"):
+    for name in ("n", "waiting", "tail", "accepted", "peak", "alarmed", "refractory"):
         after.view(name)[rows] = before.view(name)[rows]
     after.view("varied")[rows] = np.maximum(after.view("varied")[rows], before.view("varied")[rows])
     for name in ("lo", "hi"):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sentinel.model.calibrate import ShiftReference
-from sentinel.model.kernel import FLOOR, LEAST, MAGNITUDES, QUANTUM, SETTLE, SHIFT_RATE, WINDOWS
+from sentinel.model.kernel import CEILING, FLOOR, LEAST, MAGNITUDES, QUANTUM, SETTLE, SHIFT_RATE, WINDOWS
 from sentinel.model.score import Detector
 from sentinel.model.slabs import RING, Slabs
 from sentinel.records import Floats, How, Ints
@@ -95,6 +95,7 @@ def _how(
     size = np.array(WINDOWS)[:, None]
     u = np.abs(slabs.view("sums")[slot]) / (size * QUANTUM)
     z = ((u - mean) / (np.sqrt(var) + 1e-3 * mean + FLOOR)).reshape(len(WINDOWS), -1, f) * trusted[:, None]
+    z = z.clip(max=CEILING)  # of several at their ceiling the nearest forecast and the shortest magnitude tell most
     how: list[How] = []
     by, readings = np.zeros(f), np.zeros(f, dtype=np.int64)
     for j in range(f):

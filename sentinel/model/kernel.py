@@ -34,6 +34,9 @@ MEMORY = 1500.0  # ticks of the short memory; 600 and 5000 cost 1.3 points of NA
 # sqrt(n / k) sd away, whatever its size: at 1 Hz and 1/week, 50 sd of drift went untold. NAB standard / low FP at
 # T0 = 2: 75.5 / 68.2 by tick and by 32, 76.0 / 68.7 by 64, 76.5 / 69.1 by 128.
 BLOCK = 64
+TAIL_BLOCK, TAIL_LEAST, TAIL_MOST = 100, 8, 64  # ticks of the first blocks whose maxima tell a device's own tail; blocks
+TAIL_SHARE = 20  # blocks in a budgeted interval, at least
+EULER, GUMBEL = 0.5772156649, 0.7796968012  # of a Gumbel law: mean - location over scale, scale over sd
 LEAST = 30.0  # ticks of calibration before a head is believed
 FLOOR = 0.02  # in robust spreads: a deviation under 2 % of the normal range is nobody's anomaly
 CEILING = 12.0  # of z, and of the threshold
@@ -81,6 +84,7 @@ UNSURE = 200.0
     _TICK,
     _SINCE,
     _WARM,
+    _TAIL,
     _RAISED,
     _FROZEN,
     _ALARMED,
@@ -186,6 +190,8 @@ class Verdicts(NamedTuple):
     joint: F4
     count: F4  # type: ignore[assignment] # hides tuple's own
     unsure: F4
+    tail: F4
+    slope: F4
     alarm: F4
     settled: npt.NDArray[np.bool_]
 
@@ -367,20 +373,66 @@ def varied_of(linear: F4, varied: F4, v1: F4, v2: F4, frozen: bool) -> float:
 
 
 @compiled
-def level_of(level: float, budget: float, interval: float) -> float:
+def level_of(
+    level: float, budget: float, interval: float, count: Scalar, tail: Scalar = math.nan, slope: Scalar = math.nan
+) -> float:
     """Surprise that one healthy channel exceeds once a budgeted interval.
 
     1.7 + 0.9 ln(max(N / 2000, 1)) with N = 1 / (budget x interval) ticks: the exponential tail of block maxima, fitted
-    to healthy channels of five public data sets.
+    to healthy channels of five public data sets. The device's own tail may lower it down to 1.7, and never raises it:
+    it knows its anomalies too.
 
     Args:
         level: what it is regardless; NaN: from the budget.
         budget: alerts per second and device.
         interval: seconds between ticks.
+        count: channels of which the highest counts.
+        tail, slope: `tail_of`.
     """
     if not math.isnan(level):
         return level
-    return PRIOR_LEVEL + PRIOR_SLOPE * math.log(max(1.0 / (budget * interval) / PRIOR_TICKS, 1.0))
+    n = 1.0 / (budget * interval)
+    prior = PRIOR_LEVEL + PRIOR_SLOPE * math.log(max(n / PRIOR_TICKS, 1.0))
+    if math.isnan(tail):
+        return prior
+    return max(min(prior, tail + slope * math.log(n) - PRIOR_SLOPE * math.log(count)), PRIOR_LEVEL)
+
+
+@compiled
+def tail_of(kept: F4) -> tuple[float, float]:
+    """Tail and slope of a device's own surprise: it exceeds tail + slope ln N once in N ticks; NaN: not known yet.
+
+    Maxima of blocks of M ticks follow a Gumbel law, whose location moves by its scale ln 2 as M doubles (Fisher and
+    Tippett 1928); the scale from their sd, and more where they are few.
+    """
+    _, _, blocks, mean, var, length = kept
+    if blocks < TAIL_LEAST:
+        return math.nan, math.nan
+    scale = GUMBEL * math.sqrt(var)
+    slope = scale * (1.0 + 2.0 / math.sqrt(blocks))
+    return mean - EULER * scale - slope * math.log(length), slope
+
+
+@compiled
+def note_tail(kept: F4, surprise: Scalar, longest: float) -> None:
+    """Learn a device's own tail from the surprise of a tick.
+
+    Args:
+        kept: maximum and ticks of the block that is going on; number, mean and variance of the maxima so far; ticks of a
+            block, which doubles with every 64 blocks up to `longest`.
+    """
+    kept[0], kept[1] = max(kept[0], surprise), kept[1] + 1.0
+    kept[5] = max(kept[5], TAIL_BLOCK)
+    if kept[1] < kept[5]:
+        return
+    kept[2] = min(kept[2] + 1.0, 2.0 * TAIL_MOST)
+    away = kept[0] - kept[3]
+    kept[3] += away / kept[2]
+    kept[4] += (away * (kept[0] - kept[3]) - kept[4]) / kept[2]
+    kept[0] = kept[1] = 0.0
+    if kept[2] >= TAIL_MOST and 2.0 * kept[5] <= longest:
+        kept[3] += GUMBEL * math.sqrt(kept[4]) * math.log(2.0)
+        kept[2], kept[5] = kept[2] / 2.0, 2.0 * kept[5]
 
 
 @compiled
@@ -447,6 +499,8 @@ def starts(
     joint: F4,
     count: F4,
     unsure: F4,
+    tail: F4,
+    slope: F4,
     dt: F8,
     interval: float,
     budget: float,
@@ -458,17 +512,17 @@ def starts(
     """How many alerts would have started on one device, (T,) ticks, at another budget.
 
     Args:
-        highest, together, joint, count, unsure: of `Scored`; NaN: no score.
+        highest, together, joint, count, unsure, tail, slope: of `Scored`; NaN: no score.
         dt: seconds since the tick before.
         level: NaN: from the budget.
         rest: refractory ticks.   quiet: ticks that end an alert.
     """
     raised, total, still, last, going = 0.0, 0, 0, -(1 << 40), False
-    at = level_of(level, budget, interval)
     for t in range(len(highest)):
         raised = decayed(raised, budget, min(dt[t], 64.0 * interval))
         if math.isnan(highest[t]):
             continue
+        at = level_of(level, budget, interval, count[t], tail[t], slope[t])
         height = height_of(at, count[t], declared)
         if score_of(highest[t], together[t], joint[t], unsure[t], height, at, raised) >= 1.0:
             still = 0
@@ -632,7 +686,8 @@ def judge(
         count = float(f) if every else count
         accepted = record[at[_ACCEPTED] : at[_ACCEPTED] + f + 2]
         peak = record[at[_PEAK] : at[_PEAK] + f + 2]
-        level = level_of(judgement.level, judgement.budget, record[at[_INTERVAL]])
+        tail, slope = tail_of(record[at[_TAIL] : at[_TAIL] + 6])
+        level = level_of(judgement.level, judgement.budget, record[at[_INTERVAL]], count, tail, slope)
         height = height_of(level, count, judgement.declared)
         heaviest = RANGE_WEIGHT if judgement.declared else min(max(RANGE_PER_LEVEL * height, RANGE_WEIGHT), MOST_RANGE)
         enough = LEAST_EXCESS
@@ -722,11 +777,15 @@ def judge(
             if not judgement.values_only:
                 joint = math.sqrt(joint)
             joint /= SHIFT_LIMIT * accepted[f + 1]
-        score = alarm = score_of(first, together, joint, unsure, height, level, raised)
-        if judgement.declared:
-            # The recording says what is normal; the budget, only which of the rest makes an alert.
-            raised = 0.0
-            score = score_of(first, together, joint, unsure, height, level, raised)
+        # The controller holds back alerts, not the flag: it would hide the second of two events, and spoil the ranking.
+        score = score_of(first, together, joint, unsure, height, level, 0.0)
+        alarm = score_of(first, together, joint, unsure, height, level, raised)
+        if believed and not judgement.declared:
+            note_tail(
+                record[at[_TAIL] : at[_TAIL] + 6],
+                min(first, np.float32(height)),
+                1.0 / (TAIL_SHARE * judgement.budget * record[at[_INTERVAL]]),
+            )
 
         # While it alarms, remember how far it went; what alarms for too long is handed over to running statistics.
         out.settled[i] = False
@@ -750,10 +809,11 @@ def judge(
                     accepted[j] = 1.0
         out.highest[i] = first if believed else np.nan
         out.together[i], out.joint[i], out.count[i], out.unsure[i] = together, joint, count, unsure
+        out.tail[i], out.slope[i] = tail, slope
         out.score[i], out.alarm[i] = (score, alarm) if believed else (np.nan, np.nan)
         out.surprise[i] = surprise if believed else np.nan
-        tail = math.exp(-(score * (1.0 + raised) * level - PRIOR_LEVEL) / PRIOR_SLOPE) / PRIOR_TICKS
-        out.p_value[i] = min(tail, 1.0) if believed else np.nan
+        chance = math.exp(-(score * level - PRIOR_LEVEL) / PRIOR_SLOPE) / PRIOR_TICKS
+        out.p_value[i] = min(chance, 1.0) if believed else np.nan
 
         for j in range(f):
             out.forecast[i, j] = np.nan

@@ -66,14 +66,15 @@ class Scored:
 
     Attributes:
         score: surprise over threshold, (B,); NaN: no score yet.
-        alarm: the score that makes alerts, (B,): where a recording was declared, the budget raises their threshold alone.
+        alarm: the same over the threshold as the budget's controller has raised it, (B,): what makes alerts.
         surprise: joined over channels, (B,).
         p_value: tail probability a tick of such a surprise, (B,), NaN where there is no score.
         own: each channel's surprise, (B, F).
         forecast: location forecast one step ahead, scaled, (B, F); NaN where there is none.
         location, spread: the devices' own, in profile units, (B, F).
         shift: slow means of values and far errors, (B, 2 F).
-        highest, together, joint, count, unsure: what the score is made of, see `kernel.score_of`, (B,).
+        highest, together, joint, count, unsure, tail, slope: what the score is made of, see `kernel.score_of` and
+            `kernel.level_of`, (B,).
         network: whose weights forecast it, (B,).
         settled: devices that alarmed for so long that their statistics run from here on, (B,).
     """
@@ -92,6 +93,8 @@ class Scored:
     joint: kernel.F4
     count: kernel.F4
     unsure: kernel.F4
+    tail: kernel.F4
+    slope: kernel.F4
     settled: Bools
     network: Ints
 
@@ -164,7 +167,8 @@ class Scorer:
         """With tick `at` of `scored` an alert of this device begins: what is remembered of it begins there."""
         peak, f, count = slabs.view("peak")[row], self.layout.channels, float(scored.count[at])
         own = self._judgement
-        level = kernel.level_of(own.level, own.budget, float(slabs.view("interval")[row]))
+        tail, slope = float(scored.tail[at]), float(scored.slope[at])
+        level = kernel.level_of(own.level, own.budget, float(slabs.view("interval")[row]), count, tail, slope)
         peak[:f] = scored.own[at] / kernel.height_of(level, count, own.declared)
         peak[f] = scored.together[at] * slabs.view("accepted")[row, f] / level
         peak[f + 1] = scored.joint[at] * slabs.view("accepted")[row, f + 1]
@@ -206,7 +210,7 @@ class Scorer:
         kernel.prepare(frame, rings, slots, x, dt, lapse, time, clock, reset, linear, y, inputs, alive)
         network = slabs.view("network")[slots].astype(np.int64)
         cross, ahead = self._step(slabs, slots, network, inputs, y, alive)
-        one, each = np.empty((9, b), dtype=np.float32), np.empty((4, b, f), dtype=np.float32)
+        one, each = np.empty((11, b), dtype=np.float32), np.empty((4, b, f), dtype=np.float32)
         out = Scored(
             score=one[0],
             surprise=one[1],
@@ -221,7 +225,9 @@ class Scorer:
             joint=one[5],
             count=one[6],
             unsure=one[7],
-            alarm=one[8],
+            tail=one[8],
+            slope=one[9],
+            alarm=one[10],
             settled=np.empty(b, dtype=np.bool_),
             network=network,
         )

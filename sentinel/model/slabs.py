@@ -44,6 +44,7 @@ FIELDS = (
     "tick",  # position in the rings
     "since",  # ticks since the state began
     "warm",  # ticks that told where a new device lies
+    "tail",  # of the device's own surprise: see `kernel.note_tail`
     "raised",  # b of the budget's controller
     "frozen",  # statistics were declared
     "alarmed",  # share of the recent ticks that were flagged
@@ -89,7 +90,7 @@ class Layout:
         }
         shapes |= {"calibration": (MEMORIES, 2, STREAMS, heads * f), "pending": (2, STREAMS, heads * f)}
         shapes |= {"n": (heads,), "waiting": (heads,)}
-        shapes |= dict.fromkeys(FIELDS[FIELDS.index("tick") :], ())
+        shapes |= dict.fromkeys(FIELDS[FIELDS.index("tick") :], ()) | {"tail": (6,)}
         fields, at = {}, 0
         for name in FIELDS:
             fields[name] = (at, shapes[name])
