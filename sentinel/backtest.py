@@ -304,8 +304,10 @@ class Backtest:
             if slot is not None:
                 dt = np.maximum(np.diff(self.time[rows], prepend=self.time[rows[0]]), 0.0)
                 interval, rest = (float(slabs.view(field)[slot]) for field in ("interval", "refractory"))
-                terms, quiet = np.ascontiguousarray(self._terms[rows].T), self.spec.quiet_ticks
-                total += kernel.starts(*terms, dt, interval, budget, level, int(rest), quiet, detector.declared)
+                terms = np.ascontiguousarray(self._terms[rows].T)
+                total += kernel.starts(
+                    terms, dt, interval, budget, level, int(rest), self.spec.quiet_ticks, detector.declared
+                )
         return total
 
     def _in_order(self) -> Ints:
@@ -468,6 +470,7 @@ class Backtest:
             seed=plan.seed,
             declared=plan.declared,
             start=current,
+            placed=self.stream.placed(),
             progress=self._progress,
         )
         if learned.better:

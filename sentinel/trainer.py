@@ -95,7 +95,7 @@ def run(job: Job, tell: "Tell") -> dict[str, Any]:
         count = journal.readings_count(job.spec.name)
         position, batches = _read(journal, stream, 0, max(count - MOST_READINGS, 0))
         series = series_of(batches, stream.table.ids, len(stream.channels))
-        champion = load(models, job.spec.name, job.champion)[0] if job.champion else None
+        champion = load(models, job.spec.name, job.champion) if job.champion else None
         given = {channel.name: channel for channel in stream.spec.channels or ()}
         learned = learn(
             series,
@@ -103,7 +103,8 @@ def run(job: Job, tell: "Tell") -> dict[str, Any]:
             job.spec.model,
             seed=job.seed,
             declared=False,
-            start=champion,
+            start=champion[0] if champion else None,
+            placed=shadow(job.spec, *champion).placed() if champion else None,
             progress=tell,
         )
         before, after = learned.losses

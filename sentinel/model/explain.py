@@ -95,7 +95,8 @@ def _how(
     size = np.array(WINDOWS)[:, None]
     u = np.abs(slabs.view("sums")[slot]) / (size * QUANTUM)
     z = ((u - mean) / (np.sqrt(var) + 1e-3 * mean + FLOOR)).reshape(len(WINDOWS), -1, f) * trusted[:, None]
-    z = z.clip(max=CEILING)  # of several at their ceiling the nearest forecast and the shortest magnitude tell most
+    # Of several forecasts at their ceiling, the nearest one and the shortest magnitude tell most.
+    np.minimum(z[:, :horizons], CEILING, out=z[:, :horizons])
     how: list[How] = []
     by, readings = np.zeros(f), np.zeros(f, dtype=np.int64)
     for j in range(f):

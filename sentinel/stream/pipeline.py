@@ -17,7 +17,7 @@ import torch
 
 from sentinel.model.carry import carry
 from sentinel.model.explain import Explanation, explain
-from sentinel.model.learn import Series, anew
+from sentinel.model.learn import Place, Series, anew
 from sentinel.model.score import BAND, Detector, Scored, Scorer
 from sentinel.model.slabs import Memory, Slabs
 from sentinel.records import (
@@ -227,6 +227,13 @@ class ProfileStream:
 
     def _scorer(self, detector: Detector) -> Scorer:
         return Scorer(detector, self._given, self.spec.alert_budget, self.spec.threshold, self.device)
+
+    def placed(self) -> dict[str, Place]:
+        """Where the model places each device."""
+        if self.slabs is None:
+            return {}
+        m, s = self.slabs.view("m"), self.slabs.view("s")
+        return {self.table.ids[slot]: (m[slot], s[slot]) for slot in self.table}
 
     def respec(self, spec: ProfileSpec) -> None:
         """Take changed settings that need no new table, aligner or model: budget, gates, rules, alert policy."""
