@@ -417,3 +417,43 @@ def test_small_turns_are_merged_and_lose_nothing() -> None:
     ((readings, now),) = merged(turns, skip=3)
     assert readings.device == [f"d{i}" for i in range(3, 10)]
     assert now == 9.0
+
+
+class TestPlace:
+    """Where a device lies, once it has learned from 600 ticks: in the channels' units."""
+
+    def places(self, before: int, after: int, moved: float) -> tuple[Floats, Floats, Floats]:
+        """Location as learned first and after it has learned on, and its spread; it moves by so many spreads between."""
+        values = fleets.healthy(after)
+        values[before:] += moved * fleets.healthy(before).std(0)
+        first = learned([series(values[:before])])
+
+        def place(done: learn.Learned, name: str) -> Floats:
+            scale, at = done.detector.scale, done.detector.layout.view(done.memory[1], name)[0].astype(np.float64)
+            out: Floats = at * scale.spread + (scale.location if name == "m" else 0.0)
+            return out
+
+        m, s = (done[0] for done in (first.detector.layout.view(first.memory[1], name) for name in ("m", "s")))
+        again = learn.learn(
+            [series(values)],
+            channels(3),
+            SMALL,
+            seed=1,
+            declared=False,
+            start=first.detector,
+            placed={"d": (m, s)},
+        )
+        return place(first, "m"), place(again, "m"), place(first, "s")
+
+    def test_it_stays_while_the_device_moves_within_reach(self) -> None:
+        first, again, _ = self.places(600, 1800, 3.0)
+        np.testing.assert_allclose(again, first, rtol=1e-5)
+
+    def test_fewer_ticks_have_not_fixed_it(self) -> None:
+        first, again, spread = self.places(200, 600, 3.0)
+        assert (again - first > spread).all()
+
+    def test_a_device_that_has_left_for_good_is_placed_anew(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(learn, "MOST_ROWS", 900)
+        first, again, spread = self.places(700, 2000, 30.0)
+        assert (again - first > 20 * spread).all()

@@ -298,9 +298,10 @@ def test_what_was_declared_follows_what_comes_but_at_a_bounded_rate() -> None:
         mean, var = before["calibration"][0]
         most = kernel.MOST_AT_ONCE * (np.sqrt(var) + 1e-3 * np.abs(mean) + kernel.FLOOR)
         trusted = np.repeat((after["n"] >= kernel.LEAST) & (t >= settled), 3)
-        moved = kernel.FOLLOWS * np.clip(after["stream"] - mean, -most, most) * trusted
+        away = np.clip(after["stream"] - mean, -most, most)
+        moved, widened = kernel.FOLLOWS * away * trusted, kernel.WIDENS * (away**2 - var) * trusted
         np.testing.assert_allclose(after["calibration"][0, 0], mean + moved, rtol=1e-4, atol=1e-6)
-        np.testing.assert_array_equal(after["calibration"][0, 1], var)
+        np.testing.assert_allclose(after["calibration"][0, 1], var + widened, rtol=1e-4, atol=1e-6)
         np.testing.assert_array_equal(after["calibration"][1], before["calibration"][1])
         room = 1.001 * kernel.FOLLOWS * (before["hi"] - before["lo"])
         assert (after["lo"] <= before["lo"]).all()

@@ -46,6 +46,7 @@ STAGES = (0.25, 0.5, 0.75)  # shares of a series after which the rest is forecas
 REPLAYED = 1000  # newest ticks that bring the states of a new network up to date
 ANEW_AFTER = 64  # usual intervals; a longer gap begins a new state
 
+PLACED_ON = 600  # first ticks that give a device that learns live its location and spread; then they stay
 OUTGROWN = 8.0  # spreads by which a device may move, or times that its spread may change, before it is placed anew
 
 Progress = Callable[[str, float], None]
@@ -217,11 +218,12 @@ class _Stack:
         none = np.full((1, width), np.nan)
         plain = [raw.scaled(s.values, np.vstack([none, last_seen(s.values)[:-1]])) for s in series]
         least = HOLD_OUT_LIVE if not declared else calibrate.HELD_OUT_AT_LEAST
+        longest = max(len(s) for s in series)
         fit = np.array([int(FIT_SHARE * len(s)) if len(s) >= least else len(s) for s in series])
-        own = [location_and_spread(p[:n]) for p, n in zip(plain, fit, strict=True)]
+        most = longest if declared else PLACED_ON
+        own = [location_and_spread(p[: min(n, most)]) for p, n in zip(plain, fit, strict=True)]
         locations, spreads = np.array([m for m, _ in own]), np.array([s for _, s in own])
         scale = ProfileScale(np.median(locations, 0), np.median(spreads, 0), counter)
-        longest = max(len(s) for s in series)
         shape = (longest, len(series))
         x, time, dt = np.full((*shape, width), np.nan), np.zeros(shape), np.zeros(shape)
         fresh, usual = np.zeros(shape, dtype=np.bool_), np.full(len(series), interval)
@@ -259,11 +261,12 @@ class _Stack:
     def going_on(self, scale: ProfileScale, placed: Sequence[Place | None]) -> "_Stack":
         """The same on the scale of a detector that learns on, its devices where it placed them, if they still fit at all.
 
-        NAB is 2 points lower where all that came since, faults and all, moves a device's scale.
+        NAB is 2 points lower where all that came since, faults and all, moves a device's scale, and as much where 150
+        ticks have fixed it.
         """
         m, s = self.m * self.scale.spread + self.scale.location, self.s * self.scale.spread
         for i, place in enumerate(placed):
-            if place is not None:
+            if place is not None and self.length[i] >= GROWTH * PLACED_ON:
                 own, spread = place[0] * scale.spread + scale.location, place[1] * scale.spread
                 fits = (abs(m[i] - own) <= OUTGROWN * spread) & (abs(np.log(s[i] / spread)) <= np.log(OUTGROWN))
                 m[i], s[i] = np.where(fits, own, m[i]), np.where(fits, spread, s[i])
