@@ -105,9 +105,10 @@ class Plain:
         if one["n"].max() >= kernel.RANGE_AFTER:
             excess = np.maximum(np.maximum(one["lo"] - linear, linear - one["hi"]), 0)
             ticks = float(one["n"].max())
-            enough = 0.02 if declared else max(0.02, math.log(max(WEEK / interval / ticks, 1)) / (2 * math.log(ticks)))
-            beyond = excess / (one["hi"] - one["lo"] + kernel.FLOOR) / enough
-            beyond = weight * np.clip(np.nan_to_num(beyond), 0, 1)
+            steep = weight / 0.02
+            if not declared and ticks < WEEK / interval:
+                steep = min(steep, height / (math.log(WEEK / interval / ticks) / (2 * math.log(ticks))))
+            beyond = np.clip(np.nan_to_num(excess / (one["hi"] - one["lo"] + kernel.FLOOR) * steep), 0, weight)
             own, every = own + beyond, every + beyond
         own, every = np.where(varied, own, 0.0), np.where(varied, every, 0.0)
         surprise = every.sum() / count

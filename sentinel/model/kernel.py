@@ -465,7 +465,7 @@ def excess_of(rate: Scalar, n: Scalar) -> Scalar:
         rate: budgeted alerts per tick.
         n: ticks that made the range.
     """
-    return max(LEAST_EXCESS, math.log(max(1.0 / (rate * n), 1.0)) / (2.0 * math.log(max(n, 2.0))))
+    return math.log(max(1.0 / (rate * n), 1.0)) / (2.0 * math.log(max(n, 2.0)))
 
 
 @compiled
@@ -696,9 +696,11 @@ def judge(
         level = level_of(judgement.level, judgement.budget, record[at[_INTERVAL]], count, tail, slope)
         height = height_of(level, count, judgement.declared)
         heaviest = RANGE_WEIGHT if judgement.declared else min(max(RANGE_PER_LEVEL * height, RANGE_WEIGHT), MOST_RANGE)
-        enough = LEAST_EXCESS
+        steep = heaviest / LEAST_EXCESS
         if not judgement.declared:
+            # Such an excess alone is then as surprising as the threshold.
             enough = excess_of(judgement.budget * record[at[_INTERVAL]], most_n)
+            steep = min(steep, height / max(enough, 1e-6))
         total = first = second = third = np.float32(0.0)
         per = np.float32(1.0 / (4 * memories))
         for j in range(f):
@@ -715,7 +717,7 @@ def judge(
                     excess = value - hi[j] if value > hi[j] else min(value - lo[j], np.float32(0.0))
                     if judgement.gated:
                         excess = np.float32(gate(judgement, j, excess, s[j]))
-                    beyond = np.float32(min(abs(excess) / (hi[j] - lo[j] + FLOOR) * (heaviest / enough), heaviest))
+                    beyond = np.float32(min(abs(excess) / (hi[j] - lo[j] + FLOOR) * steep, heaviest))
                 if not frozen:
                     lo[j], hi[j] = min(lo[j], value), max(hi[j], value)
                 elif lo[j] <= hi[j]:
