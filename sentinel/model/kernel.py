@@ -34,11 +34,8 @@ MEMORY = 1500.0  # ticks of the short memory; 600 and 5000 cost 1.3 points of NA
 # sqrt(n / k) sd away, whatever its size: at 1 Hz and 1/week, 50 sd of drift went untold. NAB standard / low FP at
 # T0 = 2: 75.5 / 68.2 by tick and by 32, 76.0 / 68.7 by 64, 76.5 / 69.1 by 128.
 BLOCK = 64
-TAIL_BLOCK, TAIL_LEAST, TAIL_MOST = (
-    100,
-    8,
-    64,
-)  # ticks of the first blocks whose maxima tell a device's own tail; blocks
+# Ticks of the first blocks whose maxima tell a device's own tail; blocks that say something, and that make blocks longer.
+TAIL_BLOCK, TAIL_LEAST, TAIL_MOST = 400, 16, 64
 TAIL_SHARE = 20  # blocks in a budgeted interval, at least
 EULER, GUMBEL = 0.5772156649, 0.7796968012  # of a Gumbel law: mean - location over scale, scale over sd
 LEAST = 30.0  # ticks of calibration before a head is believed
@@ -418,7 +415,7 @@ def tail_of(kept: F4) -> tuple[float, float]:
     if blocks < TAIL_LEAST:
         return math.nan, math.nan
     scale = GUMBEL * math.sqrt(var)
-    slope = scale * (1.0 + 2.0 / math.sqrt(blocks))
+    slope = scale * (1.0 + 3.0 / math.sqrt(blocks))
     return mean - EULER * scale - slope * math.log(length), slope
 
 
