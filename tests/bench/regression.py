@@ -75,9 +75,9 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """A bench's short form. `folder`: of the data, below the one given. `read`: its figures, from its summary.json."""
+    """A bench's short form. `folder`: of the data, below the one given; None: it makes its own. `read`: its figures, from its summary.json."""
 
-    folder: str
+    folder: str | None
     arguments: tuple[str, ...]
     read: Callable[[Any], Figures]
     rules: Mapping[str, Rule]
@@ -199,6 +199,17 @@ BENCHES = {
             "delay_median": Rule("lower", 3, relative=0.25),
         },
     ),
+    "mixed": Bench(
+        None,
+        ("--devices", "2"),
+        _as_is,
+        {
+            "flagged_settled": Rule("lower", 0.02),
+            "f1": Rule("higher", 0.05),
+            "auprc": Rule("higher", 0.05),
+            "alerts_outside": Rule("lower", 3, relative=0.25),
+        },
+    ),
     "drift": Bench(
         "",
         ("--quick", "--only", "sim"),
@@ -252,7 +263,7 @@ def figures_of(name: str, tree: Path, data: Path, out: Path, who: str) -> Figure
     began = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     (out / "summary.json").unlink(missing_ok=True)
-    where = ("--data", str(data / bench.folder), "--out", str(out))
+    where = ("--out", str(out)) if bench.folder is None else ("--data", str(data / bench.folder), "--out", str(out))
     command = [sys.executable, "-m", f"tests.bench.{name}", *where, *bench.arguments]
     print(f"{who}: {' '.join(bench.arguments)}", file=sys.stderr, flush=True)
     environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
