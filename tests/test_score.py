@@ -98,7 +98,7 @@ class Plain:
                 slope = scale * (1 + 3 / math.sqrt(blocks))
                 at = middle - 0.5772156649 * scale + slope * math.log(WEEK / interval / length)
                 level = max(min(level, at - kernel.PRIOR_SLOPE * math.log(count)), kernel.PRIOR_LEVEL)
-        height = level + (kernel.ALONE_SLOPE if declared else kernel.PRIOR_SLOPE) * math.log(count)
+        height = min(level + (kernel.ALONE_SLOPE if declared else kernel.PRIOR_SLOPE) * math.log(count), kernel.CEILING)
         weight = kernel.RANGE_WEIGHT
         if not declared:
             weight = min(max(kernel.RANGE_PER_LEVEL * height, kernel.RANGE_WEIGHT), kernel.MOST_RANGE)

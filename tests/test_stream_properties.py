@@ -1,6 +1,7 @@
 """Invariants of the stream on generated fleets, exact to the bit, and the bound on alerts whatever the scores are."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from itertools import pairwise
@@ -259,8 +260,8 @@ def test_the_controller_holds_back_what_comes_again_and_again(budget: float, mon
 
 
 def test_a_channel_at_its_ceiling_is_told_however_far_the_threshold_was_raised() -> None:
-    for raised in (0.0, 1.0, kernel.RAISE_LIMIT):
-        level = kernel.level_of(math.nan, 1 / 604800, 1.0, 3.0)
+    for raised, interval in itertools.product((0.0, 1.0, kernel.RAISE_LIMIT), (1e-3, 1.0, 3600.0)):
+        level = kernel.level_of(math.nan, 1 / 604800, interval, 3.0)
         height = kernel.height_of(level, 3.0, declared=False)
         assert kernel.score_of(kernel.CEILING, 0.0, 0.0, 0.0, height, level, raised) >= 1.0
         assert kernel.score_of(0.0, kernel.CEILING, 0.0, 0.0, height, level, raised) >= 1.0

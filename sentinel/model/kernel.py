@@ -398,7 +398,7 @@ def level_of(
     if not math.isnan(level):
         return level
     n = 1.0 / (budget * interval)
-    prior = PRIOR_LEVEL + PRIOR_SLOPE * math.log(max(n / PRIOR_TICKS, 1.0))
+    prior = min(PRIOR_LEVEL + PRIOR_SLOPE * math.log(max(n / PRIOR_TICKS, 1.0)), CEILING)
     if math.isnan(tail):
         return prior
     own: float = tail + slope * math.log(n) - PRIOR_SLOPE * math.log(count)
@@ -447,9 +447,10 @@ def height_of(level: float, count: float, declared: bool) -> float:
     """What the highest of `count` channels is held against: more channels, a higher highest.
 
     Where a recording was declared, more so: there several together are held against the level of one, and one that has
-    changed for good would otherwise alarm for good.
+    changed for good would otherwise alarm for good. A channel at its ceiling is told, however many there are.
     """
-    return level + (ALONE_SLOPE if declared else PRIOR_SLOPE) * math.log(count)
+    slope = ALONE_SLOPE if declared else PRIOR_SLOPE
+    return min(level + slope * math.log(count), max(CEILING, level))
 
 
 @compiled
