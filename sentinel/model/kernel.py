@@ -454,17 +454,18 @@ def height_of(level: float, count: float, declared: bool) -> float:
 
 
 @compiled
-def excess_of(rate: Scalar, n: Scalar) -> Scalar:
-    """Share of its range so far by which a healthy channel exceeds it about once a budgeted interval.
+def excess_of(rate: Scalar, n: Scalar, count: Scalar) -> Scalar:
+    """Share of its range so far by which one of a device's healthy channels exceeds it about once a budgeted interval.
 
-    Of n ticks with exponential tails exp(-x / beta), the range is about 2 beta ln n, and the next exceeds an end by x
-    with probability exp(-x / beta) / n. Without it, each new extreme of 16 healthy devices at 1 Hz was an alert.
+    Of n ticks with tails x^-5, as Student's t of 5 degrees has, the next exceeds the largest of them times k with
+    probability k^-5 / n. With less, each new extreme of healthy devices at 1 Hz, and of heavy tails, was an alert.
 
     Args:
         rate: budgeted alerts per tick.
         n: ticks that made the range.
+        count: channels.
     """
-    return math.log(max(1.0 / (rate * n), 1.0)) / (2.0 * math.log(max(n, 2.0)))
+    return (max(count / (rate * n), 1.0) ** 0.2 - 1.0) / 2.0
 
 
 @compiled
@@ -698,7 +699,7 @@ def judge(
         steep = heaviest / LEAST_EXCESS
         if not judgement.declared:
             # Such an excess alone is then as surprising as the threshold.
-            enough = excess_of(judgement.budget * record[at[_INTERVAL]], most_n)
+            enough = excess_of(judgement.budget * record[at[_INTERVAL]], most_n, count)
             steep = min(steep, height / max(enough, 1e-6))
         total = first = second = third = np.float32(0.0)
         per = np.float32(1.0 / (4 * memories))
