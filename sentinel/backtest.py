@@ -15,7 +15,7 @@ from sentinel.adapters.tables import Recording
 from sentinel.errors import DataError
 from sentinel.model import calibrate, kernel
 from sentinel.model.calibrate import WEEK
-from sentinel.model.learn import GROWTH, MOST_TICKS, Learned, Series, learn
+from sentinel.model.learn import MOST_TICKS, Learned, Series, learn, next_learning
 from sentinel.model.score import Detector
 from sentinel.records import Alert, Bools, Channel, EventTime, Floats, Ints, ProfileSpec, Readings, Transition
 from sentinel.stream.alerts import AlertBook
@@ -177,6 +177,14 @@ class Result:
 def _runs(flags: Bools) -> Iterator[tuple[int, int]]:
     edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(np.int8), [0]])))
     yield from ((int(a), int(b) - 1) for a, b in zip(edges[::2], edges[1::2], strict=True))
+
+
+def _learnings(first: int, end: int) -> Ints:
+    """Ticks at which a network learns, from those that it learned from `first` on, before `end`."""
+    out = [first]
+    while next_learning(out[-1]) < end:
+        out.append(next_learning(out[-1]))
+    return np.array(out)
 
 
 def _by_device(device: Ints, rows: Ints) -> Iterator[tuple[int, Ints]]:
@@ -363,12 +371,14 @@ class Backtest:
         )
         if self.spec.model.weights == "shared":
             ordered, total = self._order(rows), max(int(ticks.sum()), self._elsewhere)
-            marks = total * (GROWTH ** np.arange(1, 400, dtype=np.float64) - 1.0)
-            yield from np.split(ordered, np.unique(marks[marks < len(ordered)].astype(np.int64)))
+            yield from np.split(ordered, _learnings(total, total + len(ordered))[1:] - total)
             return
         rank = self._rank(rows)
         begun = np.maximum(ticks[self.device[rows]], LEAST_TICKS)
-        rounds = np.floor(np.log((rank + begun) / begun) / np.log(GROWTH)).astype(np.int64)
+        rounds = np.zeros(len(rows), dtype=np.int64)
+        for _, mine in _by_device(self.device[rows], np.arange(len(rows))):
+            first = int(begun[mine[0]])
+            rounds[mine] = np.searchsorted(_learnings(first, first + len(mine)), rank[mine] + first, side="right") - 1
         for at in range(int(rounds.max(initial=-1)) + 1):
             yield rows[rounds == at]
 

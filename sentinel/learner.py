@@ -13,7 +13,7 @@ import orjson
 import structlog
 
 from sentinel import trainer
-from sentinel.model.learn import GROWTH
+from sentinel.model.learn import next_learning
 from sentinel.stream.pipeline import ProfileStream
 
 FLEET_ENOUGH, FLEET_LEAST = 50, 4  # so many times `learn_after` in all are enough with a quarter of it a device
@@ -45,7 +45,7 @@ class Learner:
 
     def scored_before(self, ticks: int) -> None:
         """A model was found that had learned from so many ticks."""
-        self._next_at = GROWTH * max(ticks, 1)
+        self._next_at = next_learning(max(ticks, 1))
 
     def consider(self, now: float) -> None:
         """Start learning if it is time."""
@@ -68,7 +68,7 @@ class Learner:
         detector = self.stream.detector
         champion = detector.version if detector is not None else None
         job = trainer.Job(str(self._store), self.stream.spec, self._seed, champion)
-        self._next_at = GROWTH * total
+        self._next_at = next_learning(total)
         self.stage, self._rest, self._said = "fitting", b"", {}
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `_end`
         try:

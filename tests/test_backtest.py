@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-import math
 import os
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from sentinel.commands.backtest import backtest
 from sentinel.commands.train import train
 from sentinel.errors import ConfigError, DataError
 from sentinel.model import learn as learning
-from sentinel.model.learn import GROWTH
+from sentinel.model.learn import next_learning
 from sentinel.records import Floats, ModelSpec, ProfileSpec
 
 ROWS, LEARNED = 620, 300
@@ -271,7 +270,10 @@ class TestSameAgain:
             )
             result = run.run(Plan(rows=100))
             learnings = [a for a, b in itertools.pairwise(stages) if a != "fitting" and b == "fitting"]
-            assert len(learnings) == int(math.log(rows / 100) / math.log(GROWTH)), "with every tenth more"
+            known, most = next_learning(100), 0
+            while known < rows:
+                known, most = next_learning(known), most + 1
+            assert len(learnings) == most, "with every tenth more"
             return result.score
 
         np.testing.assert_array_equal(scores(450)[:420], scores(420))

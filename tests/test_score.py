@@ -92,12 +92,14 @@ class Plain:
         else:
             most = max(WEEK / interval / kernel.PRIOR_TICKS, 1.0)
             level = kernel.PRIOR_LEVEL + kernel.PRIOR_SLOPE * math.log(most)
+            steepness = kernel.PRIOR_SLOPE
             _, _, blocks, middle, spread, length = one["tail"]
             if blocks >= kernel.TAIL_LEAST:
                 scale = math.sqrt(6 * spread) / math.pi
                 slope = scale * (1 + 3 / math.sqrt(blocks))
                 at = middle - 0.5772156649 * scale + slope * math.log(WEEK / interval / length)
-                level = max(min(level, at - kernel.PRIOR_SLOPE * math.log(count)), kernel.PRIOR_LEVEL)
+                low = max(at - kernel.PRIOR_SLOPE * math.log(count), kernel.PRIOR_LEVEL)
+                level, steepness = (low, slope) if low < level else (level, steepness)
         height = min(level + (kernel.ALONE_SLOPE if declared else kernel.PRIOR_SLOPE) * math.log(count), kernel.CEILING)
         weight = kernel.RANGE_WEIGHT
         if not declared:
@@ -129,6 +131,8 @@ class Plain:
             terms.append(shift ** (1 / 3))
         score = max(terms) if heads else math.nan
         p = math.exp(-(max(terms) * level - kernel.PRIOR_LEVEL) / kernel.PRIOR_SLOPE) / kernel.PRIOR_TICKS
+        if not declared:
+            p = math.exp(-(max(terms) - 1) * level / steepness) / max(WEEK / interval, kernel.PRIOR_TICKS)
         return {
             "terms": np.array(terms),
             "score": np.array(score),
@@ -297,7 +301,7 @@ def test_what_was_declared_follows_what_comes_but_at_a_bounded_rate() -> None:
         before, after = taught(made, slabs, row, t)
         np.testing.assert_array_equal(after["n"], before["n"])
         mean, var = before["calibration"][0]
-        most = kernel.MOST_AT_ONCE * (np.sqrt(var) + 1e-3 * np.abs(mean) + kernel.FLOOR)
+        most = kernel.MOST_AT_ONCE * (np.sqrt(before["calibration"][1, 1]) + kernel.FLOOR)
         trusted = np.repeat((after["n"] >= kernel.LEAST) & (t >= settled), 3)
         away = np.clip(after["stream"] - mean, -most, most)
         moved, widened = kernel.FOLLOWS * away * trusted, kernel.WIDENS * (away**2 - var) * trusted

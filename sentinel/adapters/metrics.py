@@ -253,7 +253,7 @@ BUILD_INFO = Metric(
 DEVICE_SCORE = Metric(
     "gauge",
     "sentinel_device_score",
-    "Latest score of a device; 1 is the alert threshold; no series: no score yet. At 1 or over: see its alert.",
+    "Latest score of a device; at 1 a reading is anomalous; no series: no score yet. At 1 or over for long: see its alert.",
     _DEVICE,
 )
 DEVICE_FIRING = Metric(

@@ -90,6 +90,7 @@ UNSURE = 200.0
     _TICK,
     _SINCE,
     _WARM,
+    _PLACED,
     _TAIL,
     _RAISED,
     _FROZEN,
@@ -660,6 +661,8 @@ def judge(
                     sums[j] += abs(quanta[j]) - abs(before)
                 else:
                     sums[j] += quanta[j] - before
+            base = at[_CALIBRATION] + (12 + w) * width
+            declared = record[base : base + width]  # variances as they were, where statistics follow them
             for memory in range(memories):
                 base = at[_CALIBRATION] + (2 * memory * 4 + w) * width
                 mean, var = record[base : base + width], record[base + 4 * width : base + 5 * width]
@@ -668,7 +671,8 @@ def judge(
                     sd = math.sqrt(var[j]) + np.float32(1e-3) * abs(mean[j]) + np.float32(FLOOR)
                     clipped[j] += min(max(away / sd, np.float32(0.0)), np.float32(CEILING))
                     if frozen:
-                        most = MOST_AT_ONCE * sd
+                        was = math.sqrt(declared[j]) + np.float32(FLOOR)
+                        most = MOST_AT_ONCE * was
                         away = min(max(away, -most), most)
                         mean[j] += weight[j] * np.float32(FOLLOWS) * away
                         var[j] += weight[j] * np.float32(WIDENS) * (away * away - var[j])
@@ -693,13 +697,14 @@ def judge(
         accepted = record[at[_ACCEPTED] : at[_ACCEPTED] + f + 2]
         peak = record[at[_PEAK] : at[_PEAK] + f + 2]
         tail, slope = tail_of(record[at[_TAIL] : at[_TAIL] + 6])
-        level = level_of(judgement.level, judgement.budget, record[at[_INTERVAL]], count, tail, slope)
+        interval = record[at[_INTERVAL]]
+        level = level_of(judgement.level, judgement.budget, interval, count, tail, slope)
         height = height_of(level, count, judgement.declared)
         heaviest = RANGE_WEIGHT if judgement.declared else min(max(RANGE_PER_LEVEL * height, RANGE_WEIGHT), MOST_RANGE)
         steep = heaviest / LEAST_EXCESS
         if not judgement.declared:
             # Such an excess alone is then as surprising as the threshold.
-            enough = excess_of(judgement.budget * record[at[_INTERVAL]], most_n, count)
+            enough = excess_of(judgement.budget * interval, most_n, count)
             steep = min(steep, height / max(enough, 1e-6))
         total = first = second = third = np.float32(0.0)
         per = np.float32(1.0 / (4 * memories))
@@ -792,7 +797,7 @@ def judge(
             note_tail(
                 record[at[_TAIL] : at[_TAIL] + 6],
                 min(first, np.float32(height)),
-                1.0 / (TAIL_SHARE * judgement.budget * record[at[_INTERVAL]]),
+                1.0 / (TAIL_SHARE * judgement.budget * interval),
             )
 
         # While it alarms, remember how far it went; what alarms for too long is handed over to running statistics.
@@ -820,7 +825,12 @@ def judge(
         out.tail[i], out.slope[i] = tail, slope
         out.score[i], out.alarm[i] = (score, alarm) if believed else (np.nan, np.nan)
         out.surprise[i] = surprise if believed else np.nan
-        chance = math.exp(-(score * level - PRIOR_LEVEL) / PRIOR_SLOPE) / PRIOR_TICKS
+        # As rare as the budget at the threshold, and from there on by the tail that the level is from.
+        steepness = slope if level < level_of(judgement.level, judgement.budget, interval, count) else PRIOR_SLOPE
+        rare = max(1.0 / (judgement.budget * interval), PRIOR_TICKS)
+        if not math.isnan(judgement.level):
+            rare = PRIOR_TICKS * math.exp((level - PRIOR_LEVEL) / PRIOR_SLOPE)
+        chance = math.exp(-(score - 1.0) * level / steepness) / rare
         out.p_value[i] = min(chance, 1.0) if believed else np.nan
 
         for j in range(f):

@@ -47,7 +47,7 @@ REPLAYED = 1000  # newest ticks that bring the states of a new network up to dat
 ANEW_AFTER = 64  # usual intervals; a longer gap begins a new state
 
 PLACED_ON = 600  # first ticks that give a device that learns live its location and spread; then they stay
-OUTGROWN = 8.0  # spreads by which a device may move, or times that its spread may change, before it is placed anew
+OUTGROWN = 8.0  # spreads by which a device may move, or times that its spread may grow, before it is placed anew
 
 Progress = Callable[[str, float], None]
 Place = tuple[kernel.F4, kernel.F4]
@@ -102,7 +102,7 @@ def learn(
         declared: the user vouches for this recording: its statistics stay frozen.
         start: the detector to start from, if its weights have the shapes that are needed now, and its channels are of
             the kinds that they were.
-        placed: location and spread that it gives its devices; they stay, as long as they fit at all.
+        placed: location and spread of those devices whose place is fixed; they keep it, as long as it fits at all.
         progress: told what is being done and the share done.
 
     Raises:
@@ -188,6 +188,8 @@ class _Stack:
         fresh: begins a new state, (T, S).
         length, fit: ticks of each series, and of its part to fit on, (S,).
         m, s: the devices' location and spread, (S, F).
+        late: the same of their newest ticks, (S, 2, F).
+        placed: ticks that `m` and `s` are from, (S,).
         usual: the devices' own interval, (S,).
         calendar: whether the time of day can be learned: real dates (not row numbers), two days of them, several ticks
             a day.
@@ -203,6 +205,8 @@ class _Stack:
     fit: Ints
     m: Floats
     s: Floats
+    late: Floats
+    placed: Ints
     usual: Floats
     interval: float
     calendar: bool
@@ -222,6 +226,7 @@ class _Stack:
         fit = np.array([int(FIT_SHARE * len(s)) if len(s) >= least else len(s) for s in series])
         most = longest if declared else PLACED_ON
         own = [location_and_spread(p[: min(n, most)]) for p, n in zip(plain, fit, strict=True)]
+        late = [location_and_spread(p[max(n - PLACED_ON, 0) : n]) for p, n in zip(plain, fit, strict=True)]
         locations, spreads = np.array([m for m, _ in own]), np.array([s for _, s in own])
         scale = ProfileScale(np.median(locations, 0), np.median(spreads, 0), counter)
         shape = (longest, len(series))
@@ -251,6 +256,8 @@ class _Stack:
             fit=fit,
             m=(locations - scale.location) / scale.spread,
             s=spreads / scale.spread,
+            late=(np.array(late) - [scale.location, 0 * scale.location]) / scale.spread,
+            placed=np.minimum(fit, PLACED_ON),
             usual=usual,
             interval=interval,
             calendar=calendar,
@@ -265,11 +272,14 @@ class _Stack:
         ticks have fixed it.
         """
         m, s = self.m * self.scale.spread + self.scale.location, self.s * self.scale.spread
+        late = self.late * self.scale.spread
+        late[:, 0] += self.scale.location
+        fixed = self.placed.copy()
         for i, place in enumerate(placed):
-            if place is not None and self.length[i] >= GROWTH * PLACED_ON:
+            if place is not None:
                 own, spread = place[0] * scale.spread + scale.location, place[1] * scale.spread
-                fits = (abs(m[i] - own) <= OUTGROWN * spread) & (abs(np.log(s[i] / spread)) <= np.log(OUTGROWN))
-                m[i], s[i] = np.where(fits, own, m[i]), np.where(fits, spread, s[i])
+                fits = (abs(late[i, 0] - own) <= OUTGROWN * spread) & (late[i, 1] <= OUTGROWN * spread)
+                m[i], s[i], fixed[i] = np.where(fits, own, late[i, 0]), np.where(fits, spread, late[i, 1]), PLACED_ON
         return replace(
             self,
             scale=scale,
@@ -277,13 +287,16 @@ class _Stack:
             fit=np.where(self.fit < self.length, (self.length / GROWTH).astype(np.int64), self.length),
             m=(m - scale.location) / scale.spread,
             s=s / scale.spread,
+            placed=fixed,
         )
 
     def one(self, at: int) -> "_Stack":
         """One of the series, without its padding."""
         n = self.length[at]
         cut = {name: getattr(self, name)[:n, at : at + 1] for name in ("x", "time", "dt", "fresh")}
-        own = {name: getattr(self, name)[at : at + 1] for name in ("length", "fit", "m", "s", "usual")}
+        own = {
+            name: getattr(self, name)[at : at + 1] for name in ("length", "fit", "m", "s", "late", "placed", "usual")
+        }
         return replace(self, **cut, **own)
 
 
@@ -494,6 +507,7 @@ def _fit(
     One after the other: side by side in one batched product they took longer (58 networks, 6 windows of 64 ticks
     each: 103 ms a step against 81 ms).
     """
+    seed += int(stack.length.sum()) if start is not None else 0  # other windows each time
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(stack.length), generator=generator)[:MOST_SERIES].numpy()
     inputs = features.width(stack.x.shape[2], stack.calendar, stack.bins)
@@ -516,7 +530,7 @@ def _fit(
             network = _Network(spec, inputs, stack.x.shape[2], begin)
             steps = STEPS if begin is None else FINE_STEPS
             rate = RATE
-            if start is not None and begin is not None:
+            if start is not None and (at == 0 or devices[at - 1] in start.networks):
                 steps, rate = MORE_STEPS, MORE_RATE
 
             def tell(what: str, share: float, at: int = at) -> None:
@@ -539,9 +553,14 @@ def _fit(
     return stacked, (before, after), start is None or any(last < first for first, last in losses)
 
 
+def next_learning(ticks: int) -> int:
+    """Ticks at which what has learned from `ticks` learns on."""
+    return math.ceil(GROWTH * ticks)
+
+
 def _knows(start: Detector, device: str, ticks: int) -> bool:
     """Whether a device's network has learned from nearly all of its ticks."""
-    return device in start.networks and ticks < GROWTH * start.learned_on[start.networks.index(device)]
+    return device in start.networks and ticks < next_learning(start.learned_on[start.networks.index(device)])
 
 
 def _start(
@@ -677,7 +696,7 @@ def _calibrate(
     staged = _Staged.of(detector, stages, stack)
     slabs = Slabs(layout, torch.device("cpu"), count + 1)
     slabs.records[1:] = detector.prior
-    for name, values in (("m", stack.m), ("s", stack.s), ("interval", stack.usual)):
+    for name, values in (("m", stack.m), ("s", stack.s), ("placed", stack.placed), ("interval", stack.usual)):
         slabs.view(name)[1:] = values
     slabs.view("refractory")[1:] = calibrate.refractory(stack.length)
     if detector.networks:

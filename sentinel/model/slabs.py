@@ -44,6 +44,7 @@ FIELDS = (
     "tick",  # position in the rings
     "since",  # ticks since the state began
     "warm",  # ticks that told where a new device lies
+    "placed",  # ticks that gave it the place which it keeps, at most 600; 0: the profile's
     "tail",  # of the device's own surprise: see `kernel.note_tail`
     "raised",  # b of the budget's controller
     "frozen",  # statistics were declared

@@ -39,12 +39,14 @@ class Evidence:
 
     Attributes:
         since: event time at which the disturbance began; None: with this tick.
+        needed: score that makes an alert now: 1, or more where the budget's controller has raised it.
     """
 
     score: float | None
     p_value: float | None
     channels: tuple[ChannelView, ...]
     since: float | None = None
+    needed: float = 1.0
 
 
 @dataclass(slots=True)
@@ -55,6 +57,7 @@ class Episode:
         last: time of its last anomalous tick.
         fired: time at which it fired; None: not yet.
         settled: it has lasted so long that its level is taken for normal from there on.
+        needed: score that made an alert when it began.
     """
 
     id: str
@@ -73,6 +76,7 @@ class Episode:
     detail: str = ""
     fired: float | None = None
     settled: bool = False
+    needed: float = 1.0
 
 
 @dataclass(slots=True)
@@ -251,6 +255,7 @@ class AlertBook:
             p_value=seen.p_value,
             channels=seen.channels,
             detail=detail,
+            needed=seen.needed,
         )
         self.open.setdefault(device, {})[kind] = episode
         if self.spec.min_ticks > 1 and kind in ("prediction", "range", "rate"):
@@ -298,7 +303,7 @@ class AlertBook:
 
     def _alert(self, device: str, episode: Episode, outcome: str = "resolved") -> Alert:
         severity = _SEVERITY.get(episode.kind, "warning")
-        if episode.kind == "prediction" and (episode.score or 0.0) >= CRITICAL_SCORE:
+        if episode.kind == "prediction" and (episode.score or 0.0) >= CRITICAL_SCORE * episode.needed:
             severity = "critical"
         alert = Alert(
             id=episode.id,

@@ -17,7 +17,7 @@ import torch
 
 from sentinel.model.carry import carry
 from sentinel.model.explain import Explanation, explain
-from sentinel.model.learn import Place, Series, anew
+from sentinel.model.learn import PLACED_ON, Place, Series, anew
 from sentinel.model.score import BAND, Detector, Scored, Scorer
 from sentinel.model.slabs import Memory, Slabs
 from sentinel.records import (
@@ -229,11 +229,11 @@ class ProfileStream:
         return Scorer(detector, self._given, self.spec.alert_budget, self.spec.threshold, self.device)
 
     def placed(self) -> dict[str, Place]:
-        """Where the model places each device."""
+        """Where the model places those devices whose place is fixed."""
         if self.slabs is None:
             return {}
-        m, s = self.slabs.view("m"), self.slabs.view("s")
-        return {self.table.ids[slot]: (m[slot], s[slot]) for slot in self.table}
+        m, s, placed = (self.slabs.view(name) for name in ("m", "s", "placed"))
+        return {self.table.ids[slot]: (m[slot], s[slot]) for slot in self.table if placed[slot] >= PLACED_ON}
 
     def respec(self, spec: ProfileSpec) -> None:
         """Take changed settings that need no new table, aligner or model: budget, gates, rules, alert policy."""
@@ -577,7 +577,9 @@ class ProfileStream:
         expected = [part[0] for part in self.expectation(one, previous)]
         views = self._views(batch.values[row], why, expected)
         since = float(self.table.onset[batch.slots[row]])
-        return Evidence(float(one.score[0]), float(one.p_value[0]), views, None if math.isnan(since) else since)
+        score, alarm = float(one.score[0]), float(one.alarm[0])
+        since_ = None if math.isnan(since) else since
+        return Evidence(score, float(one.p_value[0]), views, since_, score / alarm)
 
     def _rule_evidence(self, batch: Batch, broken: Broken, row: int, rule: AlertKind) -> Evidence:
         hit = broken.by_channel.get(rule)
