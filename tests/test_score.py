@@ -301,10 +301,12 @@ def test_what_was_declared_follows_what_comes_but_at_a_bounded_rate() -> None:
         before, after = taught(made, slabs, row, t)
         np.testing.assert_array_equal(after["n"], before["n"])
         mean, var = before["calibration"][0]
-        most = kernel.MOST_AT_ONCE * (np.sqrt(before["calibration"][1, 1]) + kernel.FLOOR)
+        was = np.sqrt(before["calibration"][1, 1]) + kernel.FLOOR
+        most, sd = kernel.MOST_AT_ONCE * was, np.sqrt(var) + 1e-3 * np.abs(mean) + kernel.FLOOR
         trusted = np.repeat((after["n"] >= kernel.LEAST) & (t >= settled), 3)
-        away = np.clip(after["stream"] - mean, -most, most)
-        moved, widened = kernel.FOLLOWS * away * trusted, kernel.WIDENS * (away**2 - var) * trusted
+        away = after["stream"] - mean
+        far = np.minimum(away**2, np.minimum(kernel.MOST_AT_ONCE * sd, kernel.WIDEST * was) ** 2)
+        moved, widened = kernel.FOLLOWS * np.clip(away, -most, most) * trusted, kernel.WIDENS * (far - var) * trusted
         np.testing.assert_allclose(after["calibration"][0, 0], mean + moved, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(after["calibration"][0, 1], var + widened, rtol=1e-4, atol=1e-6)
         np.testing.assert_array_equal(after["calibration"][1], before["calibration"][1])
