@@ -40,7 +40,7 @@ TAIL_SHARE = 20  # blocks in a budgeted interval, at least
 EULER, GUMBEL = 0.5772156649, 0.7796968012  # of a Gumbel law: mean - location over scale, scale over sd
 LEAST = 30.0  # ticks of calibration before a head is believed
 FLOOR = 0.02  # in robust spreads: a deviation under 2 % of the normal range is nobody's anomaly
-CEILING = 12.0  # of z, and of the threshold
+CEILING, MOST_LEVEL = 12.0, 10.0  # of z; of the threshold, however raised, so that what lasts can always be told
 RANGE_WEIGHT, RANGE_PER_LEVEL, MOST_RANGE = 6.0, 3.5, 10.0
 RANGE_AFTER = 100.0
 LEAST_EXCESS = 0.02  # of the range so far
@@ -401,7 +401,7 @@ def level_of(
     if not math.isnan(level):
         return level
     n = 1.0 / (budget * interval)
-    prior = min(PRIOR_LEVEL + PRIOR_SLOPE * math.log(max(n / PRIOR_TICKS, 1.0)), CEILING)
+    prior = min(PRIOR_LEVEL + PRIOR_SLOPE * math.log(max(n / PRIOR_TICKS, 1.0)), MOST_LEVEL)
     if math.isnan(tail):
         return prior
     own: float = tail + slope * math.log(n) - PRIOR_SLOPE * math.log(count)
@@ -453,7 +453,7 @@ def height_of(level: float, count: float, declared: bool) -> float:
     changed for good would otherwise alarm for good. A channel at its ceiling is told, however many there are.
     """
     slope = ALONE_SLOPE if declared else PRIOR_SLOPE
-    return min(level + slope * math.log(count), max(CEILING, level))
+    return min(level + slope * math.log(count), max(MOST_LEVEL, level))
 
 
 @compiled
@@ -499,8 +499,8 @@ def score_of(
         raised: b; never so much that a channel at its ceiling could not be told.
     """
     raised = (1.0 + raised) * (1.0 + unsure) - 1.0
-    score: float = highest / min(height * (1.0 + raised), max(CEILING, height))
-    score = max(score, together / min(level * (1.0 + raised), max(CEILING, level)))
+    score: float = highest / min(height * (1.0 + raised), max(MOST_LEVEL, height))
+    score = max(score, together / min(level * (1.0 + raised), max(MOST_LEVEL, level)))
     return max(score, float((joint / math.sqrt(1.0 + raised)) ** (1.0 / 3.0)))
 
 

@@ -830,7 +830,7 @@ def _floors(staged: _Staged, stack: _Stack, slabs: Slabs) -> None:
     mean = sums / n
     limit = mean + 4.0 * (1.0 + 200.0 / n) * np.sqrt(np.maximum(squares / n - mean**2, 0.0))
     varied = np.maximum(slabs.view("varied")[1:].sum(1, keepdims=True), 1.0)
-    limit[:, :f] /= np.minimum(calibrate.DECLARED_LEVEL + kernel.ALONE_SLOPE * np.log(varied), kernel.CEILING)
+    limit[:, :f] /= np.minimum(calibrate.DECLARED_LEVEL + kernel.ALONE_SLOPE * np.log(varied), kernel.MOST_LEVEL)
     limit[:, f:] /= calibrate.DECLARED_LEVEL
     if staged.detector.shift is not None:
         limit[~held_out] = NEVER
