@@ -14,7 +14,7 @@ from sentinel.model import archive, features, learn
 from sentinel.model.cells import State
 from sentinel.model.forecaster import Forecaster
 from sentinel.model.learn import Series
-from sentinel.model.scale import counters, longest_runs
+from sentinel.model.scale import counters, learned_run, longest_runs
 from sentinel.model.score import Detector, Scorer
 from sentinel.model.slabs import Slabs
 from sentinel.records import Channel, Floats, ModelSpec
@@ -456,3 +456,9 @@ class TestPlace:
     def test_a_device_that_has_left_for_good_is_placed_anew(self) -> None:
         first, again, spread = self.places(900, 2000, 30.0)
         assert (again - first > 20 * spread).all()
+
+
+def test_a_run_that_was_an_alert_is_not_learned_as_healthy() -> None:
+    before = np.array([5.0, 5.0, 40.0, np.inf])
+    assert learned_run(before, np.array([29.0, 30.0, 159.0, 7.0])).tolist() == [29.0, 5.0, 159.0, 7.0]
+    assert learned_run(before, np.array([2.0, np.inf, np.inf, np.inf])).tolist() == [5.0, 5.0, 40.0, np.inf]

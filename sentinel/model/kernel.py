@@ -40,7 +40,7 @@ TAIL_SHARE = 20  # blocks in a budgeted interval, at least
 EULER, GUMBEL = 0.5772156649, 0.7796968012  # of a Gumbel law: mean - location over scale, scale over sd
 LEAST = 30.0  # ticks of calibration before a head is believed
 FLOOR = 0.02  # in robust spreads: a deviation under 2 % of the normal range is nobody's anomaly
-CEILING, MOST_LEVEL = 12.0, 10.0  # of z; of the threshold, however raised, so that what lasts can always be told
+CEILING, MOST_LEVEL = 12.0, 9.0  # of z; of the threshold, however raised, so that what lasts can always be told
 RANGE_WEIGHT, RANGE_PER_LEVEL, MOST_RANGE = 6.0, 3.5, 10.0
 RANGE_AFTER = 100.0
 LEAST_EXCESS = 0.02  # of the range so far
@@ -531,7 +531,8 @@ def starts(
             continue
         at = level_of(level, budget, interval, count[t], tail[t], slope[t])
         height = height_of(at, count[t], declared)
-        if score_of(highest[t], together[t], joint[t], unsure[t], height, at, raised) >= 1.0:
+        kept = 0.0 if going and declared else raised
+        if score_of(highest[t], together[t], joint[t], unsure[t], height, at, kept) >= 1.0:
             still = 0
             if not going and t - last > rest:
                 going, last, total = True, t, total + 1

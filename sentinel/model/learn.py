@@ -15,7 +15,7 @@ from sentinel.model import calibrate, features, kernel
 from sentinel.model.calibrate import ShiftReference
 from sentinel.model.forecaster import Forecaster, head_count, weight_shapes
 from sentinel.model.kernel import EARLIEST_SHIFT, LEAST, SETTLE, WARM
-from sentinel.model.scale import ProfileScale, counters, last_seen, location_and_spread, longest_runs
+from sentinel.model.scale import ProfileScale, counters, last_seen, learned_run, location_and_spread, longest_runs
 from sentinel.model.score import Detector, Scored, Scorer
 from sentinel.model.slabs import Array, Layout, Memory, Slabs
 from sentinel.records import Bools, Channel, Floats, Ints, ModelSpec
@@ -121,6 +121,7 @@ def learn(
     if start is not None:
         stacked = stacked.going_on(start.scale, [(placed or {}).get(s.device) for s in series])
     stages, losses, better = _fit(stacked, networks, spec, shapes, seed, start, progress)
+    runs = longest_runs([s.values for s in series])
     forecaster = Forecaster(spec, len(names), stacked.calendar, stacked.bins, stages[-1])
     layout = Layout(spec, len(names), stacked.bins)
     detector = Detector(
@@ -130,7 +131,7 @@ def learn(
         prior=_blank(layout, stacked.interval),
         spread_of_locations=np.zeros(len(names), dtype=np.float32),
         interval=stacked.interval,
-        longest_run=longest_runs([s.values for s in series]),
+        longest_run=runs if start is None else learned_run(start.longest_run, runs),
         declared=declared,
         networks=networks,
         learned_on=_learned_on(start, series) if networks else (),

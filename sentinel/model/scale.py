@@ -13,6 +13,8 @@ import numpy as np
 
 from sentinel.records import Bools, Floats
 
+LEAST_RUN = 30  # ticks of one value before a channel can count as stuck
+RUN_FACTOR = 4  # times the longest run seen while healthy
 COUNTERS_AT_LEAST = 0.9  # share of the series in which a counter grows
 
 
@@ -92,6 +94,19 @@ def longest_run(values: Floats) -> Floats:
             run = float(np.max(np.diff(np.concatenate([[-1], edges, [len(column) - 1]]))))
             if run <= max(0.05 * len(column), 5.0):
                 out[f] = run
+    return out
+
+
+def stuck_after(longest: Floats) -> Floats:
+    """Run of one value that is one too long, in ticks, (F,), from the longest healthy ones."""
+    out: Floats = np.maximum(LEAST_RUN, RUN_FACTOR * longest)
+    return out
+
+
+def learned_run(before: Floats, seen: Floats) -> Floats:
+    """Longest healthy run, (F,), after longer ones were seen: one that would have been an alert was not healthy."""
+    longer = (seen < stuck_after(before)) | np.isinf(before)
+    out: Floats = np.where(longer & np.isfinite(before), np.maximum(seen, before), np.where(longer, seen, before))
     return out
 
 

@@ -490,8 +490,8 @@ class ProfileStream:
                 for at, rule in enumerate(RULES)
                 if broken.any[row, at]
             }
-            if scored is not None and scored.alarm[row] >= 1.0 and self.spec.alert_budget > 0:
-                episode = book.open.get(device, {}).get("prediction")
+            episode = book.open.get(device, {}).get("prediction")
+            if scored is not None and self.spec.alert_budget > 0 and self._alarms(scored, row, episode):
                 if episode is None and self._ripe(slot):
                     evidence["prediction"] = lambda row=row: self._evidence(batch, scored, row)
                 elif episode is not None:
@@ -517,6 +517,12 @@ class ProfileStream:
             if scored is not None and scored.settled[row]:
                 out.transitions += book.settle(device, float(batch.time[row]), int(batch.message[row]))
             table.open[slot] = device in book.open
+
+    def _alarms(self, scored: Scored, row: int, open_: Episode | None) -> bool:
+        """Whether a tick makes an alert or keeps it open. One on a declared recording holds as long as the flag does."""
+        assert self.detector is not None
+        of = scored.score if open_ is not None and self.detector.declared else scored.alarm
+        return bool(of[row] >= 1.0)
 
     def _ripe(self, slot: int) -> bool:
         """Whether the refractory time since the device's last prediction alert is over."""
@@ -590,7 +596,12 @@ class ProfileStream:
             low, high = (given.min, given.max) if rule == "range" else (None, None)
             value = _number(batch.values[row, column])
             views.append(ChannelView(given.name, given.unit, value, None, low, high, 1 / len(columns)))
-        return Evidence(None, None, tuple(views))
+        since = None
+        if rule == "stuck" and columns:
+            slot = int(batch.slots[row])
+            ticks = float(self.table.run[slot, columns].max())
+            since = float(batch.time[row] - ticks * self.table.interval[slot])
+        return Evidence(None, None, tuple(views), since)
 
 
 def _tells(episode: Episode, scoreless: bool, seen: set[str]) -> bool:

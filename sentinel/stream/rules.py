@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sentinel.model.scale import stuck_after
 from sentinel.records import AlertKind, Bools, Channel, Floats, ProfileSpec
 from sentinel.stream.align import Batch
 from sentinel.stream.devices import DeviceTable
 
 RULES: tuple[AlertKind, ...] = ("range", "rate", "stuck", "gap")
-LEAST_RUN = 30  # ticks of one value before a channel can count as stuck
-RUN_FACTOR = 4  # times the longest run seen while healthy
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +55,7 @@ class Rules:
             return None
         longest = np.full(self._width, np.inf)
         longest[: len(self._longest)] = self._longest[: self._width]
-        out: Floats = np.maximum(LEAST_RUN, RUN_FACTOR * longest)
-        return out
+        return stuck_after(longest)
 
     def judge(self, batch: Batch, dt: Floats, table: DeviceTable, channels: Sequence[str]) -> Broken:
         """Judge ticks before the table takes them up; `dt` (B,) is NaN at a device's first tick."""
