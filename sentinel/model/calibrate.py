@@ -30,7 +30,7 @@ def refractory(learned_on: Ints) -> Ints:
 def declared_level(budget: float) -> float:
     """Surprise of one channel that is the threshold where a recording was declared clean: 5 at 1/week.
 
-    Statistics are frozen and drift adds to the surprise; other budgets move it by the slope of the live level.
+    Statistics follow only slowly and drift adds to the surprise; other budgets move it by the slope of the live level.
 
     Args:
         budget: alerts per second and device; 0 (off) is taken as 1/week, for the score.

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sentinel.model.features import DAY, EWMA_RATE
-from sentinel.model.slabs import FIELDS, RING, Layout
+from sentinel.model.slabs import FIELDS, RING, Layout, Slabs
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -158,6 +158,11 @@ class Rings(NamedTuple):
     errors: npt.NDArray[np.int16]
     daily: F4
     visits: npt.NDArray[np.uint8]
+
+    @staticmethod
+    def of(slabs: Slabs) -> "Rings":
+        """Views of it, not copies."""
+        return Rings(slabs.records, slabs.ahead, slabs.errors, slabs.daily, slabs.visits)
 
 
 class Judgement(NamedTuple):
@@ -751,7 +756,7 @@ def judge(
         surprise = total / count
 
         # The score.
-        raised = decayed(record[at[_RAISED]], judgement.budget, min(dt[i], 64.0 * record[at[_INTERVAL]]))
+        raised = decayed(record[at[_RAISED]], judgement.budget, min(dt[i], 64.0 * interval))
         record[at[_RAISED]] = raised
         together = 0.0
         unsure = 0.0 if judgement.declared else UNSURE / max(most_n, np.float32(1.0))

@@ -21,10 +21,9 @@ from sentinel.model.slabs import Array, Layout, Memory, Slabs
 from sentinel.records import Bools, Channel, Floats, Ints, ModelSpec
 
 STEPS, FINE_STEPS = 600, 200  # of AdamW, from scratch and from the profile's weights
-GROWTH = (
-    1.1  # a network that runs learns on once there are so many times as many ticks: NAB 74.5 / 66 with 2, 75.2 / 66.5
-)
-# with 1.25, 75.6 / 67.2 with 1.1, 76.0 / 67.4 with a step every 64 ticks.
+# A network that runs learns on once there are so many times as many ticks. NAB standard / low FP: 74.5 / 66 with 2,
+# 75.2 / 66.5 with 1.25, 75.6 / 67.2 with 1.1, 76.0 / 67.4 with a step every 64 ticks.
+GROWTH = 1.1
 MORE_STEPS, MORE_RATE = 20, 1e-3  # of AdamW each time, at a rate that stays
 WINDOW = 64
 CARRIED = 4  # windows that a lane goes on with its state before it jumps
@@ -99,7 +98,7 @@ def learn(
 
     Args:
         channels: of the F columns; their gates do not matter here.
-        declared: the user vouches for this recording: its statistics stay frozen.
+        declared: the user vouches for this recording: its statistics follow only slowly.
         start: the detector to start from, if its weights have the shapes that are needed now, and its channels are of
             the kinds that they were.
         placed: location and spread of those devices whose place is fixed; they keep it, as long as it fits at all.
@@ -189,7 +188,6 @@ class _Stack:
         fresh: begins a new state, (T, S).
         length, fit: ticks of each series, and of its part to fit on, (S,).
         m, s: the devices' location and spread, (S, F).
-        late: the same of their newest ticks, (S, 2, F).
         placed: ticks that `m` and `s` are from, (S,).
         usual: the devices' own interval, (S,).
         calendar: whether the time of day can be learned: real dates (not row numbers), two days of them, several ticks
@@ -206,7 +204,6 @@ class _Stack:
     fit: Ints
     m: Floats
     s: Floats
-    late: Floats
     placed: Ints
     usual: Floats
     interval: float
@@ -227,7 +224,6 @@ class _Stack:
         fit = np.array([int(FIT_SHARE * len(s)) if len(s) >= least else len(s) for s in series])
         most = longest if declared else PLACED_ON
         own = [location_and_spread(p[: min(n, most)]) for p, n in zip(plain, fit, strict=True)]
-        late = [location_and_spread(p[max(n - PLACED_ON, 0) : n]) for p, n in zip(plain, fit, strict=True)]
         locations, spreads = np.array([m for m, _ in own]), np.array([s for _, s in own])
         scale = ProfileScale(np.median(locations, 0), np.median(spreads, 0), counter)
         shape = (longest, len(series))
@@ -257,7 +253,6 @@ class _Stack:
             fit=fit,
             m=(locations - scale.location) / scale.spread,
             s=spreads / scale.spread,
-            late=(np.array(late) - [scale.location, 0 * scale.location]) / scale.spread,
             placed=np.minimum(fit, PLACED_ON),
             usual=usual,
             interval=interval,
@@ -273,18 +268,17 @@ class _Stack:
         ticks have fixed it.
         """
         m, s = self.m * self.scale.spread + self.scale.location, self.s * self.scale.spread
-        late = self.late * self.scale.spread
-        late[:, 0] += self.scale.location
-        fixed = self.placed.copy()
+        x, fixed = self.x * self.scale.spread + self.scale.location, self.placed.copy()
         for i, place in enumerate(placed):
             if place is not None:
                 own, spread = place[0] * scale.spread + scale.location, place[1] * scale.spread
-                fits = (abs(late[i, 0] - own) <= OUTGROWN * spread) & (late[i, 1] <= OUTGROWN * spread)
-                m[i], s[i], fixed[i] = np.where(fits, own, late[i, 0]), np.where(fits, spread, late[i, 1]), PLACED_ON
+                now, wide = location_and_spread(x[max(self.fit[i] - PLACED_ON, 0) : self.fit[i], i])
+                fits = (abs(now - own) <= OUTGROWN * spread) & (wide <= OUTGROWN * spread)
+                m[i], s[i], fixed[i] = np.where(fits, own, now), np.where(fits, spread, wide), PLACED_ON
         return replace(
             self,
             scale=scale,
-            x=(self.x * self.scale.spread + self.scale.location - scale.location) / scale.spread,
+            x=(x - scale.location) / scale.spread,
             fit=np.where(self.fit < self.length, (self.length / GROWTH).astype(np.int64), self.length),
             m=(m - scale.location) / scale.spread,
             s=s / scale.spread,
@@ -295,9 +289,7 @@ class _Stack:
         """One of the series, without its padding."""
         n = self.length[at]
         cut = {name: getattr(self, name)[:n, at : at + 1] for name in ("x", "time", "dt", "fresh")}
-        own = {
-            name: getattr(self, name)[at : at + 1] for name in ("length", "fit", "m", "s", "late", "placed", "usual")
-        }
+        own = {name: getattr(self, name)[at : at + 1] for name in ("length", "fit", "m", "s", "placed", "usual")}
         return replace(self, **cut, **own)
 
 
@@ -530,9 +522,9 @@ def _fit(
             ticks = _Ticks.of(stack, chosen) if at == 0 else _Ticks.of(stack.one(at - 1), np.zeros(1, dtype=np.int64))
             network = _Network(spec, inputs, stack.x.shape[2], begin)
             steps = STEPS if begin is None else FINE_STEPS
-            rate = RATE
+            rates = RATE, 0.0
             if start is not None and (at == 0 or devices[at - 1] in start.networks):
-                steps, rate = MORE_STEPS, MORE_RATE
+                steps, rates = MORE_STEPS, (MORE_RATE, MORE_RATE)
 
             def tell(what: str, share: float, at: int = at) -> None:
                 progress(what, (at + share) / (own + 1))
@@ -542,8 +534,8 @@ def _fit(
                 learner = _Network(spec, inputs, stack.x.shape[2], stage[0]) if at else network
                 known = replace(ticks, fit=until, length=until)
                 much = FINE_STAGE_STEPS if at else STAGE_STEPS
-                stage.append(_descend(learner, known, much, RATE, noise, generator, tell)[0])
-            weights, loss = _descend(network, ticks, steps, rate, noise, generator, tell)
+                stage.append(_descend(learner, known, much, (RATE, 0.0), noise, generator, tell)[0])
+            weights, loss = _descend(network, ticks, steps, rates, noise, generator, tell)
             assert {name: tuple(value.shape) for name, value in weights.items()} == shapes
             networks.append(weights)
             losses.append(loss)
@@ -578,18 +570,23 @@ def _descend(
     network: _Network,
     ticks: _Ticks,
     steps: int,
-    rate: float,
+    rates: tuple[float, float],
     noise: float,
     generator: torch.Generator,
     progress: Progress,
 ) -> tuple[dict[str, Tensor], tuple[float, float]]:
+    """Weights after so many steps, or the best of them on held-out ticks; the loss there, at the start and at its best.
+
+    Args:
+        rates: of AdamW, at the start and at the end.
+    """
     f = network.channels
     window = min(WINDOW, max(int(ticks.fit.max()) - 1, 2))
     room = (ticks.fit - window).clamp(min=0)
     usable = torch.where(ticks.fit >= 2, ticks.fit, 0).double()
     lanes = min(48, 6 * len(ticks.fit))
-    optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=DECAY)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, eta_min=0.0 if rate == RATE else rate)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=rates[0], weight_decay=DECAY)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, eta_min=rates[1])
     held_out = _held_out(ticks)
     first = best = _finite(_validate(network, ticks, held_out), 0) if len(held_out) else math.nan
     kept, since_best = network.weights(), 0
@@ -711,7 +708,7 @@ def _calibrate(
         known = who[staged.first[who] == t + 1] + 1
         for name in ("n", "waiting", "calibration", "pending", "tail"):
             slabs.view(name)[known] = 0.0
-    Scorer(detector, {}, 1 / calibrate.WEEK, None).learn_the_rest(slabs)
+    kernel.learn_the_rest(kernel.Frame.of(layout, detector.spread_of_locations), kernel.Rings.of(slabs))
     shift = None
     if slow is not None:
         shift = _shift(slabs, stack, slow)
@@ -831,7 +828,7 @@ def _floors(staged: _Staged, stack: _Stack, slabs: Slabs) -> None:
     mean = sums / n
     limit = mean + 4.0 * (1.0 + 200.0 / n) * np.sqrt(np.maximum(squares / n - mean**2, 0.0))
     varied = np.maximum(slabs.view("varied")[1:].sum(1, keepdims=True), 1.0)
-    limit[:, :f] /= np.minimum(calibrate.DECLARED_LEVEL + kernel.ALONE_SLOPE * np.log(varied), kernel.MOST_LEVEL)
+    limit[:, :f] /= [[kernel.height_of(calibrate.DECLARED_LEVEL, count, True)] for count in varied[:, 0].tolist()]
     limit[:, f:] /= calibrate.DECLARED_LEVEL
     if staged.detector.shift is not None:
         limit[~held_out] = NEVER

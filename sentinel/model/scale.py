@@ -105,8 +105,8 @@ def stuck_after(longest: Floats) -> Floats:
 
 def learned_run(before: Floats, seen: Floats) -> Floats:
     """Longest healthy run, (F,), after longer ones were seen: one that would have been an alert was not healthy."""
-    longer = (seen < stuck_after(before)) | np.isinf(before)
-    out: Floats = np.where(longer & np.isfinite(before), np.maximum(seen, before), np.where(longer, seen, before))
+    longer = np.where(seen < stuck_after(before), np.maximum(seen, before), before)
+    out: Floats = np.where(np.isinf(before), seen, longer)
     return out
 
 

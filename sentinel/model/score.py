@@ -173,10 +173,6 @@ class Scorer:
         peak[f] = scored.together[at] * slabs.view("accepted")[row, f] / level
         peak[f + 1] = scored.joint[at] * slabs.view("accepted")[row, f + 1]
 
-    def learn_the_rest(self, slabs: Slabs) -> None:
-        """Calibrate all devices on what still waits to be learned."""
-        kernel.learn_the_rest(self._frame, _rings(slabs))
-
     def ready(self, slabs: Slabs) -> tuple[Bools, Bools]:
         """Which slots are calibrated, and which states have settled, (N,) each: both give a score."""
         return slabs.view("n").max(1) >= kernel.LEAST, slabs.view("since") >= kernel.SETTLE
@@ -199,7 +195,7 @@ class Scorer:
             reset: devices whose state begins anew with this tick, (B,).
         """
         frame, b, f = self._frame, len(slots), self.layout.channels
-        rings = _rings(slabs)
+        rings = kernel.Rings.of(slabs)
         padded = -(-b // PAD) * PAD
         inputs = np.zeros((padded, features.width(f, self.forecaster.calendar, self.layout.bins)), dtype=np.float32)
         y, alive = np.zeros((padded, f), dtype=np.float32), np.zeros(padded, dtype=np.float32)
@@ -261,7 +257,3 @@ class Scorer:
         out = torch.zeros(count, dtype=torch.int64)
         out[: len(index)] = torch.from_numpy(index)
         return out.to(self.device)
-
-
-def _rings(slabs: Slabs) -> kernel.Rings:
-    return kernel.Rings(slabs.records, slabs.ahead, slabs.errors, slabs.daily, slabs.visits)

@@ -32,7 +32,7 @@ FIELDS = (
     "v2",
     "varied",
     "warm_sum",  # for a new device's location
-    "accepted",  # what is normal, in thresholds, at least 1: of each channel, of their mean, of the shift
+    "accepted",  # what is normal, in thresholds, at least 1: of each channel, of the three highest, of the shift
     "peak",  # the same, of what came while the last alert was open
     "shift",  # slow means of values and far errors
     "centre",  # what they are when all is well

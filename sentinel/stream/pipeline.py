@@ -583,9 +583,8 @@ class ProfileStream:
         expected = [part[0] for part in self.expectation(one, previous)]
         views = self._views(batch.values[row], why, expected)
         since = float(self.table.onset[batch.slots[row]])
-        score, alarm = float(one.score[0]), float(one.alarm[0])
-        since_ = None if math.isnan(since) else since
-        return Evidence(score, float(one.p_value[0]), views, since_, score / alarm)
+        score, alarm, p = (float(part[0]) for part in (one.score, one.alarm, one.p_value))
+        return Evidence(score, p, views, None if math.isnan(since) else since, score / alarm)
 
     def _rule_evidence(self, batch: Batch, broken: Broken, row: int, rule: AlertKind) -> Evidence:
         hit = broken.by_channel.get(rule)

@@ -30,7 +30,8 @@ import numpy as np
 from sentinel.backtest import Backtest, Plan
 from sentinel.records import Bools, Floats
 from tests.bench.runs import Progress, over_seeds
-from tests.bench.streams import EPOCH, SPEC, Stream, Verdict, recording, save, verdicts
+from tests.bench.scoring import judge_flags
+from tests.bench.streams import EPOCH, SPEC, Stream, Verdict, ar, recording, save, verdicts
 
 SETTLED = 64  # rows after an event in which windows still hold it
 HOUR = 3600.0
@@ -97,9 +98,9 @@ def mixed(name: str, width: int, random: Random) -> Device:
     periods = random.uniform(30, 200, 3)
     loads = np.sin(2 * np.pi * (t[:, None] / periods + random.random(3)))
     switches = _switches(random, rows, of["binary"], (10, 120))
-    drive = np.column_stack([loads, _ar(random, rows, 2, 0.98), switches[:, :3]])
-    real = drive @ random.normal(size=(drive.shape[1], of["real"])) + 0.3 * _ar(random, rows, of["real"], 0.5)
-    real += np.where(random.random(of["real"]) < 0.3, 0.5, 0.0) * _ar(random, rows, of["real"], 0.999)
+    drive = np.column_stack([loads, ar(random, (rows, 2), 0.98), switches[:, :3]])
+    real = drive @ random.normal(size=(drive.shape[1], of["real"])) + 0.3 * ar(random, (rows, of["real"]), 0.5)
+    real += np.where(random.random(of["real"]) < 0.3, 0.5, 0.0) * ar(random, (rows, of["real"]), 0.999)
     spread = real[:clean].std(axis=0)
     events = list(spaced(random, MIXED_KINDS, rows - clean, (60, 200), 200))
     for event in events:
@@ -140,14 +141,6 @@ def _switches(random: Random, rows: int, count: int, stay: tuple[int, int]) -> F
     for k in range(count):
         edges = np.cumsum(random.integers(*stay, size=2 * rows // stay[0] + 2))
         out[:, k] = np.searchsorted(edges, np.arange(rows), side="right") % 2
-    return out
-
-
-def _ar(random: Random, rows: int, count: int, memory: float) -> Floats:
-    """AR(1) of unit variance along the rows."""
-    out = random.standard_normal((rows, count))
-    for t in range(1, rows):
-        out[t] = memory * out[t - 1] + np.sqrt(1 - memory**2) * out[t]
     return out
 
 
@@ -221,7 +214,7 @@ def plant(name: str, random: Random) -> Device:
     supply = np.bincount(feeds, capacity, tanks)
     base = 0.5 * supply * random.uniform(0.9, 1.05, tanks)
     weekend = np.where(week >= 5, random.uniform(0.85, 1.1), 1.0)
-    wander = _ar(random, rows, tanks, 0.95)
+    wander = ar(random, (rows, tanks), 0.95)
     demand = base * shape[:, None] * season[:, None] * weekend[:, None] * (1 + 0.07 * wander)
     level, on = np.full(tanks, 2.5), np.ones(pumps)
     levels, states, flows, pressure = (np.zeros((rows, n)) for n in (tanks, pumps, pumps, 12))
@@ -229,7 +222,7 @@ def plant(name: str, random: Random) -> Device:
     head = random.normal(size=(tanks + pumps, 12)) * 0.3
     for now in range(rows):
         seen = level.copy()
-        leak, drop, spoof = np.zeros(tanks), 0.0, None
+        leak, drop = np.zeros(tanks), 0.0
         forced: dict[int, float] = {}
         for event, key in held.get(now, ()):
             if event.kind == "pump held on":
@@ -237,8 +230,7 @@ def plant(name: str, random: Random) -> Device:
             elif event.kind == "pump held off":
                 forced[key % pumps] = 0.0
             elif event.kind == "level sensor":
-                spoof = key % tanks
-                seen[spoof] = 0.6 * seen[spoof]
+                seen[key % tanks] *= 0.6
             elif event.kind == "leak":
                 leak[key % tanks] = 0.25 * base[key % tanks]
             elif event.kind == "pressure drop":
@@ -307,20 +299,20 @@ def judge(family: str, device: Device, verdict: Verdict) -> Row:
     after = truth.copy()
     for event in device.events:
         after[event.last : event.last + 1 + SETTLED] = True
-    hit, false = int((flag & truth).sum()), int((flag & ~truth).sum())
+    flags = judge_flags([truth], [flag])
     starts = verdict.starts()
     return Row(
         id=f"mixed/{device.test.id}",
         family=family,
         rows=len(truth),
-        flagged_outside=float(flag[~truth].mean()),
+        flagged_outside=flags.far,
         flagged_settled=float(flag[~after].mean()),
-        precision=hit / max(hit + false, 1),
-        recall=hit / int(truth.sum()),
-        f1=2 * hit / max(hit + false + int(truth.sum()), 1),
+        precision=int(truth[flag].sum()) / max(int(flag.sum()), 1),
+        recall=1 - flags.mar,
+        f1=flags.f1,
         auprc=average_precision(truth, verdict.score),
-        events=len(device.events),
-        found=sum(bool(flag[e.first : e.last + 1].any()) for e in device.events),
+        events=flags.events,
+        found=flags.found,
         alerts_inside=sum(bool(truth[start]) for start in starts),
         alerts_outside=sum(not truth[start] for start in starts),
         events_alerted=sum(any(e.first <= s <= e.last for s in starts) for e in device.events),

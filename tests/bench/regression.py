@@ -75,7 +75,12 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """A bench's short form. `folder`: of the data, below the one given; None: it makes its own. `read`: its figures, from its summary.json."""
+    """A bench's short form.
+
+    Attributes:
+        folder: of the data, below the one given; None: it makes its own.
+        read: its figures, from its summary.json.
+    """
 
     folder: str | None
     arguments: tuple[str, ...]

@@ -196,18 +196,18 @@ def _noise(noise: str, random: np.random.Generator, time: Floats, channels: int,
         swing = 1 + 0.7 * np.sin(2 * np.pi * time[:, None] / DAY)
         heavy: Floats = random.standard_t(5, shape) * np.sqrt(3 / 5) * swing
         return heavy
-    common = _ar(random, (len(time), len(loadings)))
+    common = ar(random, (len(time), len(loadings)))
     if noise == "factor":
         phase = random.uniform(0, 2 * np.pi, len(loadings))
         common = np.sqrt(0.5) * common + np.sin(2 * np.pi * time[:, None] / DAY + phase)
         own, share = random.standard_normal(shape), 0.9
     else:
-        own, share = _ar(random, shape), 2 / 3
+        own, share = ar(random, shape), 2 / 3
     out: Floats = np.sqrt(share) * common @ loadings + np.sqrt(1 - share) * own
     return out
 
 
-def _ar(random: np.random.Generator, shape: tuple[int, int], memory: float = 0.9) -> Floats:
+def ar(random: np.random.Generator, shape: tuple[int, int], memory: float = 0.9) -> Floats:
     """AR(1) of unit variance, along the first axis."""
     fresh = random.standard_normal(shape)
     fresh[1:] *= np.sqrt(1 - memory**2)
