@@ -1,10 +1,10 @@
 """The alarm budget on healthy devices: prediction alerts against what the budget allows.
 
 Learns live with the product's defaults (from the first 15 % of the rows, at most 750), or takes the same rows for a
-recording declared clean. Alerts count after start-up: the longer of 1,500 ticks and one budget interval, at most a
-quarter of what is judged. A budget is judged where its interval is 150 ticks or more. A stream's ratio is told where 4
-alerts or more are expected; simulated devices of a kind count as one stream. In the benchmark's files alerts and time
-count outside its windows and the refractory after them.
+recording declared clean. Alerts count after start-up: the longer of 1,500 ticks and one budget interval, of real streams
+at most a quarter of what is judged. A budget is judged where its interval is 150 ticks or more. A stream's ratio is told
+where 4 alerts or more are expected; simulated devices of a kind count as one stream, each judged for one interval after
+the start-up or longer. In the benchmark's files alerts and time count outside its windows and the refractory after them.
 
     python -m tests.bench.budget --data DIR [--out DIR] [--only SUBSTRING] [--declared | --live] [--long] [--jobs N]
 
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from sentinel.backtest import Plan
+from sentinel.model.calibrate import WEEK
 from tests.bench.runs import arguments, over_seeds
 from tests.bench.streams import (
     BUDGETS,
@@ -42,15 +43,17 @@ from tests.bench.streams import (
 START_UP, LEAST_INTERVAL = 1500, 150  # ticks
 LEAST_EXPECTED, WORTH = 4.0, 1.0  # alerts that make a ratio; that make a stream worth running
 WITHIN = 1.5
-INTERVALS = {1.0: "1 s", 60.0: "1 min", 600.0: "10 min", 3600.0: "1 h"}
-WIDTHS = (1, 8, 60)
-VALUES, LONG_VALUES = 3_000_000, 25_000_000  # of a simulated fleet
-SIMULATED_TICKS, LONG_TICKS = 5_000, 151_200  # 42 h at 1 Hz
+INTERVALS = (1.0, 60.0, 600.0, 3600.0)  # s between ticks of simulated fleets
+WIDTHS = (1, 8, 60)  # channels
+LEARNED = 750  # ticks
+VALUES, MOST_DEVICES = 12_000_000, 32  # of a simulated fleet
+MOST_TICKS, LONG_TICKS = 200_000, 1_500_000  # of a simulated device
+HERTZ_WEEKS = 30  # device-weeks at 1 Hz and one channel
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One profile under one budget. `mode`: multi, uni or sim."""
+    """One profile under one budget. `mode`: multi, uni or fleet."""
 
     group: str
     mode: str
@@ -95,27 +98,35 @@ class Row:
     rules: int
 
 
-def fleets(long: bool) -> list[tuple[float, int, str, int, int]]:
-    """Simulated fleets: interval, channels, noise, devices, ticks. By default each interval and width has one noise."""
-    out = []
-    for i, interval in enumerate(INTERVALS):
-        for w, width in enumerate(WIDTHS):
-            for noise in NOISES if long else (NOISES[(i + w) % len(NOISES)],):
-                hertz = interval == 1.0
-                ticks = LONG_TICKS if long and hertz and width == 1 else SIMULATED_TICKS * (4 if long else 1)
-                most = LONG_VALUES if long and hertz else VALUES * (4 if long else 1)
-                devices = min(most // (ticks * width), 10_000 if hertz else 32)
-                out.append((interval, width, noise, max(devices, 4), ticks))
-    return out
+def fleet_size(interval: float, width: int, rate: float, long: bool) -> tuple[int, int] | None:
+    """Devices and ticks of a simulated fleet; None: the budget is too strict, or too loose, to be judged."""
+    per_alert = 1 / (rate * interval)
+    ticks = int(LEARNED + 2 * max(START_UP, per_alert))
+    if not per_alert >= LEAST_INTERVAL or ticks > (LONG_TICKS if long else MOST_TICKS):
+        return None
+    if interval == 1.0 and width == 1:
+        return int(-(-HERTZ_WEEKS * WEEK // ticks)), ticks
+    return min(max(VALUES // (ticks * width), int(LEAST_EXPECTED)), MOST_DEVICES), ticks
+
+
+def fleets(long: bool) -> list[str]:
+    """Simulated fleets: interval, channels, noise. By default each interval and width has one noise."""
+    return [
+        f"fleet/{interval:g}s/{width}/{noise}"
+        for i, interval in enumerate(INTERVALS)
+        for w, width in enumerate(WIDTHS)
+        for noise in (NOISES if long else (NOISES[(i + w) % len(NOISES)],))
+    ]
 
 
 def group_streams(task: Task, data: Path, long: bool) -> list[Stream]:
     """The streams of a task."""
-    if task.mode == "sim":
+    if task.mode == "fleet":
         _, step, width, noise = task.group.split("/")
-        for fleet in fleets(long):
-            if (f"{fleet[0]:g}s", str(fleet[1]), fleet[2]) == (step, width, noise):
-                return simulated(*fleet)
+        interval = float(step[:-1])
+        size = fleet_size(interval, int(width), BUDGETS[task.budget], long)
+        assert size is not None
+        return simulated(interval, int(width), noise, *size)
     streams = healthy(data) if not task.group.startswith("nab") else numenta(data)
     return grouped(apart(streams) if task.mode == "uni" else streams)[task.group]
 
@@ -128,24 +139,29 @@ def tasks(data: Path, only: str, learns: Sequence[bool], long: bool) -> list[Tas
         for group, members in grouped(streams).items():
             seconds = max(len(s) * s.interval for s in members)
             plans.append((group, mode, members[0].interval, seconds))
-    for interval, width, noise, devices, ticks in fleets(long):
-        plans.append((f"sim/{interval:g}s/{width}/{noise}", "sim", interval, devices * ticks * interval))
-    return [
+    out = [
         Task(group, mode, declared, budget)
         for group, mode, interval, seconds in plans
         for declared in learns
         for budget, rate in BUDGETS.items()
-        if only in f"{mode}/{group}"
-        and 1 / (rate * interval) >= LEAST_INTERVAL
-        and seconds * rate >= (LEAST_EXPECTED if mode == "sim" else WORTH)
+        if only in f"{mode}/{group}" and 1 / (rate * interval) >= LEAST_INTERVAL and seconds * rate >= WORTH
     ]
+    for group in fleets(long):
+        _, step, width, _noise = group.split("/")
+        out += [
+            Task(group, "fleet", declared, budget)
+            for declared in learns
+            for budget, rate in BUDGETS.items()
+            if only in group and fleet_size(float(step[:-1]), int(width), rate, long) is not None
+        ]
+    return out
 
 
 def run(at: int, todo: Sequence[Task], data: Path, long: bool) -> tuple[list[Row], list[dict[str, Any]]]:
     """Rows and alerts of one task."""
     task = todo[at]
     streams = group_streams(task, data, long)
-    plan = Plan(declared=task.declared, relearn=task.mode != "sim")
+    plan = Plan(declared=task.declared, relearn=task.mode != "fleet")
     found = judged(streams, BUDGETS[task.budget], plan, f"[{at + 1}/{len(todo)}] {task.group} {task.kind}")
     rows = [judge(verdict, task) for verdict in found]
     return rows, [line for row, verdict in zip(rows, found, strict=True) for line in alert_rows(row.id, verdict)]
@@ -155,12 +171,14 @@ def judge(verdict: Verdict, task: Task) -> Row:
     """One stream's figures."""
     stream, budget = verdict.stream, BUDGETS[task.budget]
     per_alert = 1 / (budget * stream.interval)
-    start_up = min(max(START_UP, int(per_alert)), (len(stream) - verdict.learned) // 4)
+    start_up = max(START_UP, int(per_alert))
+    if task.mode != "fleet":
+        start_up = min(start_up, (len(stream) - verdict.learned) // 4)
     counts = np.arange(len(stream)) >= verdict.learned + start_up
     if stream.normal is not None:
         counts &= stream.normal
-    weeks = stream.seconds(counts) / 604800
-    expected = weeks * 604800 * budget
+    weeks = stream.seconds(counts) / WEEK
+    expected = weeks * WEEK * budget
     starts = verdict.starts()
     since = [start - verdict.learned for start in starts if stream.normal is None or stream.normal[start]]
     counted = sum(bool(counts[start]) for start in starts)
@@ -235,7 +253,7 @@ def show(by_kind: dict[str, list[Row]]) -> None:
     for kind, rows in by_kind.items():
         for row in pooled(rows):
             over = row.expected >= LEAST_EXPECTED and row.ratio > WITHIN
-            if kind.startswith("sim/") or over:
+            if kind.startswith("fleet/") or over:
                 print(
                     f"{row.id:<64}{row.starts:>6} of {row.expected:7.1f} = {row.ratio:5.2f}   first {row.first:g}"
                     f"{'   over' if over else ''}"
@@ -252,9 +270,9 @@ def show(by_kind: dict[str, list[Row]]) -> None:
             f"{s['first_mean']:>10.1f} / {s['first_worst']:<3g}{s['early_mean']:>10.1f}{s['flagged']:>9.2%}{s['in_alert']:>10.2%}"
             + (f"   {s['worst_stream']}" if s["told"] else "")
         )
-    hertz = sum(row.weeks for row in by_kind.get("sim/live/1/day", ()) if row.stream.startswith("sim/1s/"))
+    hertz = sum(row.weeks for rows in by_kind.values() for row in rows if row.stream.startswith("sim/1s/"))
     if hertz:
-        print(f"\n1 Hz: {hertz:.1f} simulated device-weeks{'' if hertz >= 30 else '; --long for 30'}")
+        print(f"\n1 Hz: {hertz:.1f} simulated device-weeks after start-up")
 
 
 def by_kinds(rows: Iterable[Row]) -> dict[str, list[Row]]:
@@ -270,11 +288,11 @@ def main() -> int:
     """Entry point."""
     parser = arguments(__doc__, "ett/, tetuan_power/, beijing_air/, …", "profiles")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--only", default="", metavar="SUBSTRING", help="of mode/group, such as uni/ett or sim/60s")
+    parser.add_argument("--only", default="", metavar="SUBSTRING", help="of mode/group, such as uni/ett or fleet/60s")
     learns = parser.add_mutually_exclusive_group()
     learns.add_argument("--declared", action="store_true", help="only with the first rows declared clean")
     learns.add_argument("--live", action="store_true", help="only learning live")
-    parser.add_argument("--long", action="store_true", help="30 device-weeks at 1 Hz, every noise; takes an hour")
+    parser.add_argument("--long", action="store_true", help="every noise, and 1/week at 1 Hz; takes hours")
     given = parser.parse_args()
     chosen = [declared for declared, skip in ((False, given.declared), (True, given.live)) if not skip]
     todo = tasks(given.data, given.only, chosen, given.long)

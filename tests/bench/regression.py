@@ -185,7 +185,7 @@ BENCHES = {
     ),
     "budget": Bench(
         "",
-        ("--only", "sim/3600s/8", "--live"),
+        ("--only", "fleet/3600s/8", "--live"),
         _as_is,
         {
             "worst": Rule("lower", 0.2, enough=1.0),  # alerts over what the budget allows: fewer is no gain
