@@ -154,6 +154,20 @@ class Result:
                 out.append(Event(self.devices[at], int(event[0]), int(event[-1]), delay))
         return out
 
+    def _alerts_outside(self) -> int:
+        """Prediction alerts with no labelled row while they were open, nor within a refractory before: the way back."""
+        assert self.label is not None
+        labelled = np.flatnonzero(self.label == 1)
+        events = {self.devices[at]: self.time[rows] for at, rows in _by_device(self.device, labelled)}
+        way_back = calibrate.REFRACTORY * self.interval
+        outside = 0
+        for alert in self.final:
+            if alert.kind == "prediction" and alert.fired is not None:
+                moments = events.get(alert.device, np.empty(0))
+                ended = np.inf if alert.ended is None else alert.ended
+                outside += not ((moments >= alert.started - way_back) & (moments <= ended)).any()
+        return outside
+
     def _against_labels(self) -> dict[str, Any]:
         assert self.label is not None
         use = ~self.learned
@@ -164,6 +178,7 @@ class Result:
         delays = [event.delay for event in events if event.delay is not None]
         normal = int((~truth & use).sum())
         return {
+            "alerts_outside": self._alerts_outside(),
             "rows_anomalous": int(truth.sum()),
             "f1": hit / (hit + (false + missed) / 2) if hit + false + missed else None,
             "false_alarm_rate": false / normal if normal else None,

@@ -240,6 +240,18 @@ class TestSummary:
         assert 0 <= labels["median_delay_seconds"] <= 5
         assert labels["f1"] > 0.5
 
+    @pytest.mark.parametrize(
+        ("labelled", "outside"), [(500, 0), (420, 0), (330, 1)], ids=["it", "its way back", "none"]
+    )
+    def test_alerts_outside_labelled_events_are_told_apart(self, tmp_path: Path, labelled: int, outside: int) -> None:
+        values = healthy()
+        values[500:540, :2] += 4
+        lines = [f"{line},{int(labelled <= at < labelled + 40)}" for at, line in enumerate(table(values)[1:])]
+        marked = saved(tmp_path / "marked.csv", [f"time,{','.join(CHANNELS)},label", *lines])
+        done = run(tmp_path, marked, train_rows=LEARNED, label_column="label")
+        assert done.summary["alerts"] == {"prediction": 1}
+        assert done.summary["labels"]["alerts_outside"] == outside
+
     def test_the_json_file_holds_the_same(self, seen: Done) -> None:
         assert json.loads((seen.folder.parent / "summary.json").read_bytes()) == seen.summary
 
@@ -329,6 +341,17 @@ class TestWhatToLearnFrom:
         done = run(tmp_path, marked, train=[normal], label_column="fault")
         assert done.summary["channels"] == list(CHANNELS)
         assert done.summary["labels"]["events"] == 0
+
+    def test_less_than_a_day_of_several_is_said_to_miss_the_daily_cycle(self, tmp_path: Path) -> None:
+        hours = np.datetime64("2026-01-01T00:00:00") + np.arange(400) * np.timedelta64(900, "s")
+        lines = [
+            f"{moment},{value:.3f}"
+            for moment, value in zip(hours, np.random.default_rng(0).normal(size=400), strict=True)
+        ]
+        data = saved(tmp_path / "halves.csv", ["time,value", *lines])
+        short = run(tmp_path, data, train_rows=60)
+        assert any("learned from 15 h only" in note for note in short.summary["notes"])
+        assert not any("only" in note for note in run(tmp_path, data, train_rows=100).summary["notes"])
 
     def test_without_any_word_the_first_15_percent_are_learned_from(self, tmp_path: Path) -> None:
         values = healthy()

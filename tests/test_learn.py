@@ -321,7 +321,7 @@ class TestNetworkOfItsOwn:
 
     def test_every_device_has_one_that_differs_from_the_profiles_and_the_others(self) -> None:
         made = self.learn({"a": 300, "b": 250})
-        assert (made.networks, made.learned_on) == (("a", "b"), (300, 250))
+        assert (made.networks, made.learned_until) == (("a", "b"), (fleets.START + 299, fleets.START + 249))
         each = [self.weights(made, device) for device in (None, "a", "b")]
         for at in range(3):
             assert not torch.equal(each[at], each[at - 1])
@@ -329,13 +329,21 @@ class TestNetworkOfItsOwn:
     def test_it_learns_on_once_its_device_has_a_tenth_more_ticks_and_no_other_is_touched(self) -> None:
         first = self.learn({"a": 300, "b": 250})
         again = self.learn({"a": 600, "b": 274}, first)
-        assert again.learned_on == (600, 250)
+        assert again.learned_until == (fleets.START + 599, fleets.START + 249)
         assert not torch.equal(self.weights(again, "a"), self.weights(first, "a"))
         assert torch.equal(self.weights(again, "b"), self.weights(first, "b"))
         third = self.learn({"a": 659, "b": 500}, again)
-        assert third.learned_on == (600, 500)
+        assert third.learned_until == (fleets.START + 599, fleets.START + 499)
         assert torch.equal(self.weights(third, "a"), self.weights(again, "a"))
         assert not torch.equal(self.weights(third, "b"), self.weights(again, "b"))
+
+    def test_it_learns_on_from_a_full_window_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(learn, "MOST_TICKS", 250)
+        first = self.learn({"a": 300})
+        assert torch.equal(self.weights(self.learn({"a": 320}, first), "a"), self.weights(first, "a"))
+        again = self.learn({"a": 400}, first)
+        assert again.learned_until == (fleets.START + 399,)
+        assert not torch.equal(self.weights(again, "a"), self.weights(first, "a"))
 
     def test_one_that_does_not_gain_stays(self, monkeypatch: pytest.MonkeyPatch) -> None:
         first = self.learn({"a": 300, "b": 250})
@@ -360,7 +368,7 @@ class TestNetworkOfItsOwn:
             detector,
             forecaster=Forecaster(own.spec, own.channels, own.calendar, own.bins, profiles),
             networks=(),
-            learned_on=(),
+            learned_until=(),
         )
         outcomes = []
         for which in (detector, shared):
@@ -387,7 +395,7 @@ class TestNetworkOfItsOwn:
     def test_it_survives_being_saved(self) -> None:
         detector = fleets.learned(weights="device").detector
         loaded = archive.unpack(*archive.pack(detector))
-        assert (loaded.networks, loaded.learned_on) == (detector.networks, detector.learned_on)
+        assert (loaded.networks, loaded.learned_until) == (detector.networks, detector.learned_until)
         for device in (None, *detector.networks):
             assert torch.equal(self.weights(loaded, device), self.weights(detector, device))
 

@@ -137,7 +137,7 @@ class TestWords:
     def test_alarms_stand_beside_their_budget(self, tmp_path: Path) -> None:
         summary = {"device_weeks": 4.0, "alerts_per_device_week": 0.25, "alert_budget_per_device_week": 1.0}
         page = Page(written(tmp_path, made_up(), **summary))
-        assert "budget 1; 1 in 4.0 device-weeks, 4 allowed" in page.text
+        assert "budget 1; 1 in 4.0 device-weeks, 0 of them outside labelled events, 4 allowed" in page.text
         assert "too short to tell" not in page.text
         assert "too short to tell" in Page(written(tmp_path, made_up())).text
 
@@ -287,7 +287,7 @@ class TestTerminal:
         text = re.sub(r"\s+", " ", capsys.readouterr().out)
         for said in (
             "flagged rows 40 (8.00%)",
-            "alarms per device-week 0.25, budget 1.00: 1 in 4.0 device-weeks, 4 allowed",
+            "alarms per device-week 0.25, budget 1.00: 1 in 4.0 device-weeks, 0 of them outside labelled events, 4 allowed",
             "at 1/month 1 would have fired, 0.933 allowed",
             "at 1/day 5 would have fired, 28 allowed",
             "labelled events 1 of 1 found (recall 100%), median delay 5 s",

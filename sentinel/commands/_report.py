@@ -129,7 +129,8 @@ def _rate_card(summary: dict[str, Any]) -> tuple[str, str, str, str]:
         return name, "too short to tell", said, ""
     if not budget:
         return name, quantity(rate), said, ""
-    return name, quantity(rate), said, "good" if rate <= budget else "bad"
+    starts = summary["labels"]["alerts_outside"] if "labels" in summary else summary["alerts"].get("prediction", 0)
+    return name, quantity(rate), said, "good" if starts <= weeks * budget else "bad"
 
 
 def _label_cards(labels: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
@@ -308,7 +309,10 @@ def counted(summary: dict[str, Any]) -> str:
     """How many alerts there were, and how many the budget allows in that time."""
     weeks, starts = summary["device_weeks"], summary["alerts"].get("prediction", 0)
     allowed = weeks * summary["alert_budget_per_device_week"]
-    return f"{starts:,} in {_weeks(weeks)}" + (f", {allowed:.2g} allowed" if allowed else "")
+    outside = (
+        f", {summary['labels']['alerts_outside']:,} of them outside labelled events" if "labels" in summary else ""
+    )
+    return f"{starts:,} in {_weeks(weeks)}{outside}" + (f", {allowed:.2g} allowed" if allowed else "")
 
 
 def episodes(result: Result) -> list[Alert]:

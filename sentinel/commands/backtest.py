@@ -21,7 +21,8 @@ from sentinel.records import ProfileSpec
 from sentinel.settings import load_settings
 from sentinel.stream.alerts import duration, quantity
 
-MOST_EPISODES = 10  # printed; the report has all
+MOST_EPISODES, MOST_NOTES = 10, 5  # printed; the report has all
+DAY = 86400.0
 
 
 def backtest(
@@ -64,7 +65,7 @@ def backtest(
         run = Backtest(spec, recordings, tell)
         result = run.run(plan, stored)
     summary = result.summary()
-    summary["notes"] = [note for recording in recordings for note in recording.notes]
+    summary["notes"] = [*_cautions(result), *(note for recording in recordings for note in recording.notes)]
     if out is not None:
         _write(out, result, summary, [text for recording in recordings for text in recording.time_text.tolist()])
     if json_file is not None:
@@ -85,6 +86,19 @@ def _from_config(config: Path, profile: str, *, load: bool) -> tuple[ProfileSpec
         raise DataError(msg)
     detector, manifest, tensors = trainer.load(models, profile, saved[0].version)
     return spec, (detector, trainer.shadow(spec, detector, manifest, tensors))
+
+
+def _cautions(result: Result) -> list[str]:
+    """What the user should know of what was learned from."""
+    learned, rest = result.time[result.learned], result.time[~result.learned]
+    if not len(learned) or not len(rest):
+        return []
+    lasted, follows = float(np.ptp(learned)), float(rest.max() - learned.min())
+    if lasted >= DAY or follows < 2 * DAY:
+        return []
+    cycle = "what changes with the time of day, or more slowly, is new to it"
+    remedy = "give at least one whole cycle with --train-rows, --train-fraction or --train"
+    return [f"learned from {duration(lasted)} only: {cycle}; {remedy}"]
 
 
 def _write(out: Path, result: Result, summary: dict[str, Any], times: list[bytes]) -> None:
@@ -132,6 +146,8 @@ def _show(summary: dict[str, Any], result: Result, out: Path | None) -> None:
     if labels:
         _show_labels(labels, table)
     console.print(table)
+    for note in summary.get("notes", [])[:MOST_NOTES]:
+        console.print(f"note: {note}", highlight=False, markup=False)
     _show_episodes(result, console)
     if out is not None:
         console.print(f"written: {out}/scores.csv, alerts.jsonl, summary.json, report.html", highlight=False)

@@ -237,7 +237,16 @@ def _print_list(result: Mapping[str, Any]) -> None:
     rows = result["devices"]
     head = f"{len(rows):,} devices as of {_moment(result['as_of'])}"
     scored = any(row["score"] is not None for row in rows)
-    columns = ["profile", "device", "state", "ticks", "last seen", *["score"] * scored, "threshold", "open alerts"]
+    columns = [
+        "profile",
+        "device",
+        "state",
+        "ticks",
+        "last seen",
+        *["score"] * scored,
+        "threshold raised",
+        "open alerts",
+    ]
     if not console.is_terminal:
         print(f"# {head}")
         print("\t".join(columns))
@@ -246,7 +255,7 @@ def _print_list(result: Mapping[str, Any]) -> None:
         return
     table = Table(title=head, title_justify="left", box=None)
     for name in columns:
-        table.add_column(name, justify="right" if name in ("ticks", "score", "threshold") else "left")
+        table.add_column(name, justify="right" if name in ("ticks", "score", "threshold raised") else "left")
     for row in rows:
         style = "red" if row["alerts"] else {"silent": "yellow", "scoring": ""}.get(row["state"], "dim")
         table.add_row(*(_escaped(cell) for cell in _cells(row, scored)), style=style)

@@ -16,7 +16,7 @@ from sentinel.model.score import Detector
 from sentinel.model.slabs import Layout
 from sentinel.records import ModelSpec
 
-FORMAT = 3
+FORMAT = 4
 _WEIGHT = "weight."
 
 
@@ -45,7 +45,7 @@ def pack(detector: Detector) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "calendar": detector.forecaster.calendar,
         "bins": detector.forecaster.bins,
         "networks": list(detector.networks),
-        "learned_on": list(detector.learned_on),
+        "learned_until": list(detector.learned_until),
         "interval": detector.interval,
         "declared": detector.declared,
         "shift_values_only": detector.shift is not None and detector.shift.values_only,
@@ -106,6 +106,6 @@ def unpack(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> Detect
         declared=bool(manifest["declared"]),
         shift=shift,
         networks=networks,
-        learned_on=tuple(manifest["learned_on"]),
+        learned_until=tuple(manifest["learned_until"]),
         version=str(manifest.get("version", "")),
     )

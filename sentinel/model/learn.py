@@ -133,7 +133,7 @@ def learn(
         longest_run=runs if start is None else learned_run(start.longest_run, runs),
         declared=declared,
         networks=networks,
-        learned_on=_learned_on(start, series) if networks else (),
+        learned_until=tuple(_has_learned_until(start, s) for s in series) if networks else (),
     )
     if start is not None:
         stacked = _end(stacked, REPLAYED)  # devices keep their statistics
@@ -145,15 +145,6 @@ def _goes_on(start: Detector, channels: tuple[str, ...], shapes: Mapping[str, tu
     """Whether nothing has come since that asks for a new beginning: a channel, dates, a daily profile, a counter."""
     had = {name: tuple(weight.shape[1:]) for name, weight in start.forecaster.weights.items()}
     return start.channels == channels and had == shapes and np.array_equal(start.scale.counter, counter)
-
-
-def _learned_on(start: Detector | None, series: Sequence[Series]) -> tuple[int, ...]:
-    return tuple(
-        start.learned_on[start.networks.index(s.device)]
-        if start is not None and _knows(start, s.device, len(s))
-        else len(s)
-        for s in series
-    )
 
 
 def anew(dt: Floats, interval: float | Floats, max_gap: float | None = None) -> Bools:
@@ -410,7 +401,7 @@ class _Ticks:
     def of(stack: _Stack, chosen: Ints) -> "_Ticks":
         x = ((stack.x[:, chosen] - stack.m[chosen]) / stack.s[chosen]).astype(np.float32)
         seen = ~np.isnan(x)
-        y = np.arcsinh(np.where(seen, x, np.float32(0.0))).clip(-8.0, 8.0)
+        y = kernel.squashed(np.where(seen, x, np.float32(0.0)).ravel()).reshape(x.shape)
         fresh, dt, time = stack.fresh[:, chosen], stack.dt[:, chosen], stack.time[:, chosen]
         ticks, count, f = y.shape
         clock = np.zeros((ticks, count, 0), dtype=np.float32)
@@ -515,7 +506,7 @@ def _fit(
     with torch.random.fork_rng(devices=[]):
         for at in range(own + 1):
             begin = _start(start, devices[at - 1] if at else None, networks)
-            if at and start is not None and _knows(start, devices[at - 1], int(stack.length[at - 1])):
+            if at and start is not None and _knows(start, devices[at - 1], stack.one(at - 1).time[:, 0]):
                 networks.append(dict(begin or {}))
                 continue
             torch.manual_seed(seed + at)
@@ -551,9 +542,20 @@ def next_learning(ticks: int) -> int:
     return math.ceil(GROWTH * ticks)
 
 
-def _knows(start: Detector, device: str, ticks: int) -> bool:
-    """Whether a device's network has learned from nearly all of its ticks."""
-    return device in start.networks and ticks < next_learning(start.learned_on[start.networks.index(device)])
+def _has_learned_until(start: Detector | None, series: Series) -> float:
+    """Event time up to which a device's network has learned, this learning included."""
+    known = start is not None and _knows(start, series.device, series.time)
+    return _learned_until(start, series.device) if start is not None and known else float(series.time[-1])
+
+
+def _learned_until(start: Detector, device: str) -> float:
+    return start.learned_until[start.networks.index(device)] if device in start.networks else -math.inf
+
+
+def _knows(start: Detector, device: str, time: Floats) -> bool:
+    """Whether a device's network has learned from nearly all of its ticks, (T,)."""
+    before = int((time <= _learned_until(start, device)).sum())
+    return len(time) < next_learning(before)
 
 
 def _start(

@@ -34,7 +34,7 @@ class Detector:
         declared: trained on a recording that the user gave as clean: statistics follow only slowly.
         networks: devices that have a network of their own, in the order of the forecaster's weights after the first,
             which is the profile's.
-        learned_on: ticks of each of those devices that its network was fitted on.
+        learned_until: event time of the newest tick of each of those devices that its network has learned from.
         version: hash of all this; empty until saved.
     """
 
@@ -48,7 +48,7 @@ class Detector:
     declared: bool
     shift: ShiftReference | None = None
     networks: tuple[str, ...] = ()
-    learned_on: tuple[int, ...] = ()
+    learned_until: tuple[float, ...] = ()
     version: str = ""
 
     @property
