@@ -123,7 +123,7 @@ class Plain:
         unsure = 0.0 if declared else kernel.UNSURE / max(one["n"].max(), 1.0)
 
         def over(rise: float) -> list[float]:
-            return [highest / min(height * rise, max(kernel.MOST_LEVEL, height))]
+            return [highest / min(height * rise, max(kernel.MOST_RAISED, height))]
 
         terms, alarm = over(1 + unsure), max(over((1 + unsure) * (1 + raised)))
         if declared:
@@ -405,7 +405,7 @@ def test_alerts_counted_for_another_budget_are_those_of_its_own_controller(seed:
         b = max(b - kernel.RAISE * budget * min(b / kernel.RAISE_REFERENCE, 1.0), 0.0)
         if math.isnan(value):
             continue
-        if value >= min(level * (1 + b) * (1 + unsure[t]), max(kernel.MOST_LEVEL, level)):
+        if value >= min(level * (1 + b) * (1 + unsure[t]), max(kernel.MOST_RAISED, level)):
             still = 0
             if not going and t - last > rest:
                 going, last, total = True, t, total + 1

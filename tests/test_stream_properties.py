@@ -199,7 +199,7 @@ def most_of(budget: float) -> float:
     From b_max on, what is raised is lost; and a channel at its ceiling is told however far the threshold was raised.
     """
     level = kernel.level_of(math.nan, budget, 1.0, 1.0)
-    return 0.999 * min(level * (1 + kernel.RAISE_LIMIT - kernel.RAISE), kernel.MOST_LEVEL)
+    return 0.999 * min(level * (1 + kernel.RAISE_LIMIT - kernel.RAISE), kernel.MOST_RAISED)
 
 
 def told(surprises: Floats, budget: float, monkeypatch: pytest.MonkeyPatch) -> list[int]:
