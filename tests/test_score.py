@@ -111,7 +111,8 @@ class Plain:
             ticks = float(one["n"].max())
             steep = weight / 0.02
             if not declared and ticks < count * WEEK / interval:
-                steep = min(steep, kernel.EXCESS_SHARE * height / (((count * WEEK / interval / ticks) ** 0.2 - 1) / 2))
+                enough = ((count * WEEK / interval / ticks) ** 0.2 - 1) / 2
+                steep = min(steep, height / (enough * (kernel.OF_SEVERAL if count > 1 else 1)))
             beyond = np.clip(np.nan_to_num(excess / (one["hi"] - one["lo"] + kernel.FLOOR) * steep), 0, weight)
             own, every = own + beyond, every + beyond
         own, every = np.where(varied, own, 0.0), np.where(varied, every, 0.0)
