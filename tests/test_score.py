@@ -457,14 +457,17 @@ class TestShift:
         assert detector.shift is not None
         made, slabs = scorer(detector)
         play(made, slabs, fleets.healthy(kernel.EARLIEST_SHIFT + 20, 0, 5))
-        most = kernel.MOST_AT_ONCE / np.sqrt(np.diagonal(detector.shift.precision[0, 0]))
-        row = fleets.healthy(1, 0, 5)[0]
-        for away in (1e6, -1e6):
+        sd = 1 / np.sqrt(np.diagonal(detector.shift.precision[0, 0]))
+        row, limits = fleets.healthy(1, 0, 5)[0], set()
+        for away in (1e6,) * 10 + (-1e6,) * 10:
             before = slabs.view("centre")[1, 0].copy()
-            observe(made, slabs, row + away, 200, first=False)
-            moved = slabs.view("centre")[1, 0] - before
-            assert (np.sign(moved) == np.sign(away)).any()
-            assert (np.abs(moved) <= kernel.FOLLOWS * most * 1.001).all()
+            scored = observe(made, slabs, row + away, 200, first=False)
+            moved = np.abs(slabs.view("centre")[1, 0] - before)
+            assert (moved > 0).any()
+            most = kernel.MOST_AT_ONCE if scored.joint[0] >= 1 else kernel.MOST_UNFLAGGED
+            limits.add(float(most))
+            assert (moved <= kernel.FOLLOWS * most * sd * 1.001).all()
+        assert limits == {3.0, 12.0}, "what is flagged is followed more slowly"
 
 
 class TestScale:
