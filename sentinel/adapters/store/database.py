@@ -11,17 +11,28 @@ from urllib.parse import quote
 
 from sentinel.errors import StoreError, Unavailable
 
-SCHEMA_VERSION = 1
 WAL_LIMIT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """One kind of file: its mark, its tables, and its page size in bytes."""
+    """One kind of file.
+
+    Attributes:
+        application_id: its mark.
+        tables: statements that make one of version 1.
+        page_size: in bytes.
+        migrations: statements that make a file of each version one of the next, in order; a new file takes them all.
+    """
 
     application_id: int
     tables: str
     page_size: int = 4096
+    migrations: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> int:
+        return 1 + len(self.migrations)
 
 
 def connect(file: Path, schema: Schema, *, synchronous: str = "NORMAL", read_only: bool = False) -> sqlite3.Connection:
@@ -41,7 +52,7 @@ def connect(file: Path, schema: Schema, *, synchronous: str = "NORMAL", read_onl
         connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
         if not read_only:
             connection.execute("BEGIN")  # where it may not be written, fail now and not at the first turn
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            connection.execute(f"PRAGMA user_version = {schema.version}")
             connection.execute("ROLLBACK")
     except sqlite3.Error as error:
         connection.close()
@@ -90,22 +101,33 @@ def _prepare(connection: sqlite3.Connection, file: Path, schema: Schema, *, read
         _create(connection, schema)
     elif found != schema.application_id:
         raise StoreError(f"{file} belongs to another program; move it away or choose another [store] path")
-    elif version > SCHEMA_VERSION:
+    elif version > schema.version:
         raise StoreError(
-            f"{file} was written by a newer release (schema {version}, this one knows {SCHEMA_VERSION}); "
+            f"{file} was written by a newer release (schema {version}, this one knows {schema.version}); "
             "upgrade sentinel or choose another [store] path"
         )
+    elif version < schema.version:
+        if read_only:
+            raise StoreError(
+                f"{file} is of an older release; start `sentinel run` once, which brings it up to this one"
+            )
+        _write(connection, schema, ";".join(schema.migrations[version - 1 :]))
 
 
 def _create(connection: sqlite3.Connection, schema: Schema) -> None:
     connection.execute(f"PRAGMA page_size = {schema.page_size}")
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
+    _write(connection, schema, ";".join((schema.tables, *schema.migrations)))
+
+
+def _write(connection: sqlite3.Connection, schema: Schema, statements: str) -> None:
+    """Make a file one of this release, in one transaction; what breaks it off leaves the file as it was."""
     connection.execute("BEGIN IMMEDIATE")
-    for statement in schema.tables.split(";"):
+    for statement in statements.split(";"):
         connection.execute(statement)
     connection.execute(f"PRAGMA application_id = {schema.application_id}")
-    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    connection.execute(f"PRAGMA user_version = {schema.version}")
     connection.execute("COMMIT")
 
 
