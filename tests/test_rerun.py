@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from sentinel.adapters.models import list_models
 from sentinel.adapters.mqtt.memory import MemoryBroker
 from sentinel.adapters.store import Store, open_reader
 from sentinel.commands.app import app
+from sentinel.errors import DataError
 from sentinel.model import learn as learning
-from sentinel.records import Floats, Promotion
-from sentinel.rerun import Rerun
+from sentinel.records import Promotion
 from sentinel.service import Service
 from sentinel.settings import load_settings
 from tests import fleets
@@ -244,3 +245,119 @@ def test_a_model_that_is_gone_is_said_and_passed_over(plant: Plant, tmp_path: Pa
     assert f"the promotion of model {versions[0].name} is passed over" in report.said.replace("\n", " ")
     early = {key: score for key, score in report.scores.items() if key[1] < fleets.START + AGAIN}
     np.testing.assert_array_equal(list(early.values()), [plant.scores[key] for key in early])
+
+
+def trimmed(plant: Plant, tmp_path: Path, keep_after: int) -> Report:
+    """A backtest of the store without its turns up to a position."""
+    copy = Plant.__new__(Plant)
+    copy.folder = tmp_path
+    copy.config.write_text(plant.config.read_text())
+    plant.service._snapshot()
+    plant.service._writer.wait()
+    shutil.copytree(plant.folder / "state", tmp_path / "state")
+    with Store(tmp_path / "state") as store:
+        while store.journal.trim(0, 0.0, 1e12, keep_after):
+            pass
+    return backtest(copy, tmp_path / "report")
+
+
+def test_a_trimmed_journal_begins_anew_with_what_there_is_and_says_so(plant: Plant, tmp_path: Path) -> None:
+    journal = plant.service.store.journal
+    first, second = (turn.seq for turn in journal.read() if any(isinstance(entry, Promotion) for entry in turn.entries))
+    version = plant.service.pipeline.profiles["pump"].detector.version  # type: ignore[union-attr]
+    report = trimmed(plant, tmp_path, (first + second) // 2)
+    (note,) = report.summary["notes"]
+    assert note.startswith(f"the journal's first {(first + second) // 2} turns were trimmed")
+    assert note.endswith(f"ticks before model {version} have no score")
+    unscored = {float(row["time"]) for row in report.rows if not row["score"]}
+    assert unscored, "what came before the promotion is there"
+    after = {key: score for key, score in report.scores.items() if key[1] > fleets.START + AGAIN + 5}
+    assert np.isfinite(list(after.values())).all()
+
+
+def test_a_model_whose_catching_up_was_trimmed_is_said(plant: Plant, tmp_path: Path) -> None:
+    turns = list(plant.service.store.journal.read())
+    last = max(turn.seq for turn in turns if any(isinstance(entry, Promotion) for entry in turn.entries))
+    report = trimmed(plant, tmp_path, last - 2)
+    assert "is not brought up to its promotion" in report.summary["notes"][1]
+
+
+def test_with_no_promotion_left_it_begins_with_the_model_of_the_newest_snapshot(plant: Plant, tmp_path: Path) -> None:
+    journal = plant.service.store.journal
+    last = max(turn.seq for turn in journal.read() if any(isinstance(e, Promotion) for e in turn.entries))
+    report = trimmed(plant, tmp_path, last)
+    assert "as it was saved" in report.summary["notes"][0]
+    assert "note: the journal's first" in report.said
+    assert report.summary["rows_learned"] == 0
+    assert report.summary["rows_scored"] > 0
+
+
+def test_without_a_reading_of_the_profile_it_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "sentinel.toml").write_text(CONFIG)
+    Store(tmp_path / "state").close()
+    options = ("--from-journal", "--config", str(tmp_path / "sentinel.toml"), "--profile", "pump")
+    code, said = command("backtest", *options)
+    assert (code, "no reading of profile pump; let `sentinel run` collect" in said) == (1, True)
+    code, said = command("train", *options)
+    assert (code, "0 readings of profile pump" in said, "let `sentinel run` collect more" in said) == (1, True, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("backtest",), "give DATA or --from-journal"),
+        (("backtest", "x.csv", "--from-journal", "--config", "c", "--profile", "p"), "one of them"),
+        (("backtest", "--from-journal"), "--from-journal needs --config and --profile"),
+        (("backtest", "--from-journal", "--config", "c", "--profile", "p", "--train-rows", "9"), "no --train"),
+        (("train", "--config", "c", "--profile", "p"), "give DATA or --from-journal"),
+        (("train", "x.csv", "--since", "7d", "--config", "c", "--profile", "p"), "--since goes with --from-journal"),
+        (("train", "--from-journal", "--since", "soon", "--config", "c", "--profile", "p"), "--since must be"),
+    ],
+)
+def test_what_does_not_go_together_is_a_usage_error(arguments: tuple[str, ...], told: str) -> None:
+    code, said = command(*arguments)
+    assert code == 2
+    assert told in " ".join(said.split())
+
+
+def test_a_model_trained_on_the_journal_is_taken_up_at_the_next_start_with_states_up_to_date(tmp_path: Path) -> None:
+    plant = Plant(tmp_path)
+    plant.run(200)
+    options = ("--from-journal", "--config", str(plant.config), "--profile", "pump")
+    code, said = command("train", *options, "--json", str(tmp_path / "trained.json"))
+    assert code == 0, said
+    trained = json.loads((tmp_path / "trained.json").read_bytes())
+    assert (trained["devices"], trained["ticks"]) == (3, 600)
+    plant.run(240)
+    assert np.isnan(list(plant.scores.values())).all(), "it is taken up at the next start"
+    plant.crash()
+    stream = plant.service.pipeline.profiles["pump"]
+    assert stream.detector is not None
+    assert (stream.detector.version, stream.detector.declared) == (trained["version"], True)
+    assert stream.slabs is not None
+    assert set(stream.slabs.view("since")[list(stream.table)].tolist()) == {240.0}, "its state saw all 240 ticks"
+    plant.run(300)
+    report = backtest(plant, tmp_path / "report")
+    np.testing.assert_array_equal([report.scores[key] for key in plant.scores], list(plant.scores.values()))
+    assert np.isfinite(list(report.scores.values())[-30:]).all()
+    plant.crash()
+    assert plant.service.store.journal.promotions("pump") == [Promotion("pump", trained["version"])]
+    plant.service.shutdown()
+
+
+def test_training_takes_only_what_came_since(plant: Plant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sentinel.commands.train.time.time", lambda: plant.now)
+    seen: list[trainer.Job] = []
+
+    def run(job: trainer.Job, _tell: object) -> dict[str, Any]:
+        seen.append(job)
+        raise DataError("enough")
+
+    monkeypatch.setattr(trainer, "run", run)
+    options = ("--from-journal", "--config", str(plant.config), "--profile", "pump")
+    for since in ("30s", "1ms"):
+        command("train", *options, "--since", since)
+    with open_reader(plant.folder / "state") as journal:
+        recent = list(journal.read(seen[0].after, profile="pump"))
+        assert recent[0].now == plant.now - 30
+        assert seen[1].after == recent[-1].seq - 1
