@@ -574,20 +574,22 @@ class Service:
                 "failure": learner.failure,
             }
         metrics.set_devices(view)
-        metrics.journal(self.store.journal.bytes(), self._committed)
-        if self._writer.report is not None and not self._writer.report.error:
-            metrics.snapshot(now - self._writer.age(now))
+        report = self._writer.report
+        reason = self._store_error or (f"snapshot: {report.error}" if report is not None and report.error else "")
         status = orjson.dumps(
             {
-                "state": "degraded" if self._store_error else "online",
+                "state": "degraded" if reason else "online",
                 "version": __version__,
-                "reason": self._store_error,
+                "reason": reason,
                 "profiles": profiles,
             }
         )
         if status != self._status and broker.connected:
             self._status = status
             self.sink.status(status)
+        if report is not None and not report.error:
+            metrics.snapshot(now - self._writer.age(now))
+        metrics.journal(self.store.journal.bytes(), self._committed)
 
     def _read_settings_again(self, now: float) -> None:
         """Take what can change while running; a bad file is refused and the old settings go on."""
@@ -635,25 +637,17 @@ class Service:
         image = self.store.snapshot.load()
         if image is not None:
             self._position = image.position
-            meta = orjson.loads(image.meta)
+            if next(iter(self.store.journal.read(image.position - 1)), None) is None:
+                log.warning("the journal has lost its end: the snapshot is newer", snapshot=image.position)
             rows: dict[str, list[tuple[str, bytes]]] = {}
             for profile, device, row in image.rows:
                 rows.setdefault(profile, []).append((device, row))
-            for name, data in meta["profiles"].items():
-                stream = self.pipeline.profiles.get(name)
-                if stream is None:
-                    log.warning("profile is no longer configured; its devices are left", profile=name)
-                    continue
-                if "spec" in data:
-                    self._ran_as(stream, ProfileSpec.load(data["spec"]))
-                if data["model"] and not self._load(stream, data["model"]):
-                    continue
-                try:
-                    stream.restore(data, stream.detector, rows.get(name, []))
-                except (ValueError, KeyError) as error:
-                    msg = f"snapshot of profile {name} does not fit: {error}; move {self.settings.store.path} away to start anew"
-                    raise StoreError(msg) from None
-                self._learners[name].scored_before(int(stream.table.ticks.sum()))
+            try:
+                for name, data in orjson.loads(image.meta)["profiles"].items():
+                    self._restore_profile(name, data, rows.get(name, []))
+            except (ValueError, KeyError, TypeError) as error:
+                msg = f"the snapshot does not fit: {error!r}; move {self.settings.store.path} away to start anew"
+                raise StoreError(msg) from None
         replayed = self._replay()
         self._position = max(self._position, self.store.journal.last())
         self._configure()
@@ -662,11 +656,19 @@ class Service:
         self._restored = True
         log.info("restored", position=self._position, replayed=replayed, devices=devices)
 
-    def _ran_as(self, stream: ProfileStream, spec: ProfileSpec) -> None:
-        """Replay with the settings that were in force then, where they are of the same shape as today's."""
-        self._known_specs[spec.name] = spec
-        if stream.takes(spec):
-            stream.respec(spec)
+    def _restore_profile(self, name: str, data: dict[str, Any], rows: list[tuple[str, bytes]]) -> None:
+        stream = self.pipeline.profiles.get(name)
+        if stream is None:
+            log.warning("profile is no longer configured; its devices are left", profile=name)
+            return
+        if "spec" in data:
+            self._known_specs[name] = spec = ProfileSpec.load(data["spec"])
+            if stream.takes(spec):  # what follows in the journal came while these were in force
+                stream.respec(spec)
+        if data["model"] and not self._load(stream, data["model"]):
+            return
+        stream.restore(data, stream.detector, rows)
+        self._learners[name].scored_before(int(stream.table.ticks.sum()))
 
     def _configure(self) -> None:
         """From here on, what the configuration says; the journal holds it where that is new."""

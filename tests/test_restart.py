@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sentinel import trainer
-from sentinel.adapters.mqtt.memory import MemoryBroker, Publish
+from sentinel.adapters.mqtt.memory import MemoryBroker
+from sentinel.adapters.mqtt.outbox import Publish
 from sentinel.adapters.store import MemoryStore
 from sentinel.adapters.store.memory import MemoryDisk
 from sentinel.records import Message

@@ -71,7 +71,7 @@ class Store:
         except OSError as error:
             raise StoreError(
                 f"store {path} cannot be used ({error.strerror or error}): "
-                "check [store] path and that this user may write there"
+                "check [store] path, the room on its disk and that this user may write there"
             ) from error
         try:
             self.client_id, self.seed = _meta(path)

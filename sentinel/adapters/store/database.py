@@ -12,6 +12,7 @@ from urllib.parse import quote
 from sentinel.errors import StoreError, Unavailable
 
 WAL_LIMIT_BYTES = 64 << 20
+DAMAGED = "it is damaged; restore it from a backup or move the store away to start anew"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,9 @@ def connect(file: Path, schema: Schema, *, synchronous: str = "NORMAL", read_onl
     except sqlite3.Error as error:
         connection.close()
         raise _unusable(file, error) from error
+    except UnicodeDecodeError as error:  # in what SQLite says of a damaged schema
+        connection.close()
+        raise damaged(file, str(error)) from error
     except StoreError:
         connection.close()
         raise
@@ -85,6 +89,11 @@ def failure(file: Path, error: sqlite3.Error) -> Exception:
     if isinstance(error, sqlite3.ProgrammingError):
         return error
     return _unusable(file, error)
+
+
+def damaged(file: Path, what: str) -> StoreError:
+    """What to raise where `file` holds what was never written."""
+    return StoreError(f"{file} cannot be used ({what}): {DAMAGED}")
 
 
 def pragma(connection: sqlite3.Connection, name: str) -> int:
@@ -134,7 +143,7 @@ def _write(connection: sqlite3.Connection, schema: Schema, statements: str) -> N
 def _unusable(file: Path, error: sqlite3.Error) -> StoreError:
     remedy = {
         "SQLITE_NOTADB": "it is not a database; move it away or choose another [store] path",
-        "SQLITE_CORRUPT": "it is damaged; restore it from a backup or move the store away to start anew",
+        "SQLITE_CORRUPT": DAMAGED,
         "SQLITE_CANTOPEN": "check that it exists and that this user may read and write its directory",
         "SQLITE_READONLY": "check that this user may write it and its directory",
         "SQLITE_FULL": "the disk is full; make room",

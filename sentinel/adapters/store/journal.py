@@ -21,7 +21,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from sentinel.adapters.store.database import Schema, connect, failure, pragma, transaction
+from sentinel.adapters.store.database import Schema, connect, damaged, failure, pragma, transaction
 from sentinel.errors import StoreError
 from sentinel.records import Announcement, Command, Configuration, Entry, ProfileSpec, Promotion, Readings, Timer
 
@@ -175,8 +175,10 @@ class JournalReader:
 
     def bytes(self) -> int:
         """Size of what is held, free pages in the file left out."""
-        pages = pragma(self._connection, "page_count") - pragma(self._connection, "freelist_count")
-        return pages * pragma(self._connection, "page_size")
+        (pages,), (free,), (size,) = (
+            self._query(f"PRAGMA {name}")[0] for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
 
     def close(self) -> None:
         """Safe to call twice."""
@@ -212,16 +214,13 @@ class JournalReader:
         try:
             return decode(body, profile, self._channels_of) if kind == "readings" else _KINDS[kind](**json.loads(body))
         except (ValueError, TypeError, KeyError, struct.error) as error:
-            what = f"an entry of kind {kind!r} cannot be read: {error}"
-            raise StoreError(
-                f"{self.file} is damaged ({what}); restore it from a backup or move the store away to start anew"
-            ) from error
+            raise damaged(self.file, f"an entry of kind {kind!r}: {error}") from error
 
     def _channels_of(self, layout: int) -> tuple[str, ...]:
         if layout not in self._channels:
             rows = self._query("SELECT channels FROM layouts WHERE id = ?", layout)
             if not rows:
-                raise StoreError(f"{self.file} is damaged: layout {layout} is missing; restore it from a backup")
+                raise damaged(self.file, f"layout {layout} is missing")
             self._channels[layout] = tuple(json.loads(rows[0][0]))
         return self._channels[layout]
 
@@ -240,17 +239,20 @@ class Journal(JournalReader):
 
         Args:
             durability: "journal": a turn survives a power cut once `append` returned; "none": it
-                survives the end of the process alone.
+                survives the end of the process alone. Neither damages what was held before.
             after: the next turn's sequence number is above this, and above all that are held.
         """
-        self._synchronous = "FULL" if durability == "journal" else "OFF"
+        self._synchronous = "FULL" if durability == "journal" else "NORMAL"
         super().__init__(file)
         try:
             rows = self._query("SELECT channels, id FROM layouts")
+            self._layouts = {tuple(json.loads(text)): int(layout) for text, layout in rows}
+        except (ValueError, TypeError) as error:
+            self.close()
+            raise damaged(file, "a layout is none") from error
         except BaseException:
             self.close()
             raise
-        self._layouts = {tuple(json.loads(text)): int(layout) for text, layout in rows}
         self._last = max(super().last(), after)
         self._counts: dict[str, int] = {}
 
