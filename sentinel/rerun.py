@@ -111,14 +111,17 @@ class Rerun:
     def _reshape(self, spec: ProfileSpec) -> None:
         """Settings that need a new stream: go on as the restart did that brought them."""
         old, fresh = self._stream, ProfileStream(spec)
-        data, slots = old.export(), np.array(list(old.table), dtype=np.int64)
-        if data["model"]:
-            turns.run_model(fresh, trainer.load(self._models, self._name, data["model"]), self._journal, 0)
-        fresh.restore(
-            data, fresh.detector, [(old.table.ids[s], row) for s, row in zip(slots, old.rows(slots), strict=True)]
-        )
         fresh.keep_ticks, fresh.listening_since = True, old.listening_since
         self._pipeline.profiles[self._name] = fresh
+        data, slots = old.export(), np.array(list(old.table), dtype=np.int64)
+        try:
+            if data["model"]:
+                turns.run_model(fresh, trainer.load(self._models, self._name, data["model"]), self._journal, 0)
+        except ModelError as error:
+            self.notes.append(f"states begin anew with the settings of a restart: {error}")
+        else:
+            rows = [(old.table.ids[slot], row) for slot, row in zip(slots, old.rows(slots), strict=True)]
+            fresh.restore(data, fresh.detector, rows)
 
     def _note(self, result: Result, outcome: Outcome) -> None:
         began = self._count

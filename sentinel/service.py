@@ -302,7 +302,8 @@ class Service:
         try:
             while self._unwritten:
                 self._position = self.store.journal.append(*self._unwritten[0])
-                self._unwritten.pop(0)
+                if any(isinstance(entry, Promotion) for entry in self._unwritten.pop(0)[0]):
+                    self._promoted = self._position
                 self._committed = now
         except Unavailable as error:
             if not self._store_error:
@@ -508,7 +509,6 @@ class Service:
         self._runs(name, loaded)
         log.info("promoted", profile=name, version=version, states=self.pipeline.profiles[name].states())
         self._commit([Promotion(name, version)], now)
-        self._promoted = self._position
         self._snapshot()
         self._retire_models(name)
 
@@ -718,7 +718,6 @@ class Service:
                 continue
             self._runs(name, loaded)
             self._commit([Promotion(name, saved[0].version)], self._clock())
-            self._promoted = self._position
             log.info("trained model", profile=name, version=saved[0].version, path=str(saved[0].path))
 
     def _load(self, stream: ProfileStream, version: str) -> bool:

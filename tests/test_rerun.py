@@ -361,3 +361,21 @@ def test_training_takes_only_what_came_since(plant: Plant, tmp_path: Path, monke
         recent = list(journal.read(seen[0].after, profile="pump"))
         assert recent[0].now == plant.now - 30
         assert seen[1].after == recent[-1].seq - 1
+
+
+def test_a_channel_that_a_restart_brought_is_there_from_there_on(tmp_path: Path) -> None:
+    plant = Plant(tmp_path)
+    plant.run(LEARNED)
+    plant.learn()
+    plant.run(150)
+    plant.service.shutdown()
+    plant.config.write_text(CONFIG.replace(', "flow"', ', "load", "flow"'))
+    plant.broker.resume()
+    plant.start()
+    plant.run(200)
+    report = backtest(plant, tmp_path / "report")
+    np.testing.assert_array_equal([report.scores[key] for key in plant.scores], list(plant.scores.values()))
+    assert np.isfinite(list(report.scores.values())[-30:]).all()
+    assert {"load_value", "flow_value", "flow_expected"} <= set(report.rows[0])
+    assert identity(report.alerts) == identity(plant.alerts())
+    plant.service.shutdown()
