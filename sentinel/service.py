@@ -649,6 +649,9 @@ class Service:
                 msg = f"the snapshot does not fit: {error!r}; move {self.settings.store.path} away to start anew"
                 raise StoreError(msg) from None
         replayed = self._replay()
+        if self._stopping:
+            log.info("stopped while restoring; nothing is changed", position=self._position)
+            return  # no snapshot is taken of states that are on their way
         self._position = max(self._position, self.store.journal.last())
         self._configure()
         self._adopt_trained()

@@ -19,6 +19,7 @@ import structlog
 from sentinel import trainer
 from sentinel.adapters.models import list_models
 from sentinel.adapters.mqtt.memory import MemoryBroker
+from sentinel.adapters.store import AnyStore, Store
 from sentinel.records import Configuration, Entry, Readings
 from sentinel.service import Service
 from sentinel.settings import Settings, load_settings
@@ -47,6 +48,17 @@ def no_room() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def read_only(store: AnyStore) -> Iterator[None]:
+    """Within the block SQLite refuses every write, as where a disk was remounted read-only after an error."""
+    assert isinstance(store, Store)
+    store.journal._connection.execute("PRAGMA query_only = 1")
+    try:
+        yield
+    finally:
+        store.journal._connection.execute("PRAGMA query_only = 0")
 
 
 class Daemon:
@@ -105,10 +117,11 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 
 
 class TestWhileRunning:
-    def test_a_full_disk_is_said_everywhere_and_ends_by_itself(self, daemon: Daemon) -> None:
+    @pytest.mark.parametrize("away", ["full", "read-only"])
+    def test_a_disk_that_takes_nothing_is_said_everywhere_and_ends_by_itself(self, daemon: Daemon, away: str) -> None:
         daemon.send(0, 5)
         committed = daemon.metric("sentinel_journal_last_commit_timestamp_seconds")
-        with no_room():
+        with no_room() if away == "full" else read_only(daemon.service.store):
             daemon.send(5, 3)
             assert daemon.status()["state"] == "degraded"
             assert "journal.sqlite" in daemon.status()["reason"]
@@ -245,6 +258,19 @@ class TestWithoutDurability:
         again = Daemon(tmp_path, 'durability = "none"')
         assert again.stream.table.ticks.max() == 5
         again.service.shutdown()
+
+
+def test_a_stop_in_the_middle_of_the_replay_loses_nothing(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path)
+    daemon.send(0, 30)
+    daemon.service.store.close()
+    hasty = Service(daemon.settings, broker=daemon.broker, clock=lambda: daemon.now)
+    hasty.stop()
+    hasty.restore()
+    hasty.shutdown()
+    again = Daemon(tmp_path)
+    assert again.stream.table.ticks.max() == 30
+    again.service.shutdown()
 
 
 def test_a_log_that_was_cut_off_is_read_as_far_as_it_is_whole_and_the_daemon_says_what_it_has(tmp_path: Path) -> None:
