@@ -19,13 +19,12 @@ from sentinel.model.learn import MOST_TICKS, Learned, Series, learn, next_learni
 from sentinel.model.score import Detector
 from sentinel.records import Alert, Bools, Channel, EventTime, Floats, Ints, ProfileSpec, Readings, Transition
 from sentinel.stream.alerts import AlertBook
-from sentinel.stream.pipeline import Outcome, ProfileStream
+from sentinel.stream.pipeline import Outcome, ProfileStream, Ticks
 
 CHUNK = 2048  # rows absorbed at once; no outcome depends on it
 DEFAULT_SHARE, DEFAULT_ROWS = 0.15, 750
 OTHER_BUDGETS = {"1/month": 7 / (30.4375 * WEEK), "1/week": 1 / WEEK, "1/day": 7 / WEEK}
 TERMS = ("highest", "together", "joint", "count", "unsure", "tail", "slope")
-LEAST_TICKS = 60  # that a device must have learned from for its network to be worth it
 
 Progress = Callable[[str, float], None]
 
@@ -75,6 +74,7 @@ class Result:
         channels: F names; expected, low, high are in their units, NaN where there is none.
         learned: rows that were learned from: no score, no anomaly.
         alert: id of the open alert, "" where there is none.
+        terms: what each score is made of, (T, 7); None: there is none.
         elsewhere: rows of other recordings that were learned from.
         would_have_fired: alerts at other budgets, by budget.
         alerts: every transition, in order.
@@ -100,6 +100,7 @@ class Result:
     ends: dict[str, int] = field(default_factory=dict)
     interval: float = 1.0
     budget: float = 0.0
+    terms: kernel.F4 | None = None
     elsewhere: int = 0
     would_have_fired: dict[str, int] = field(default_factory=dict)
 
@@ -109,6 +110,62 @@ class Result:
         for alert in self.alerts:
             last[alert.id] = alert
         return list(last.values())
+
+    def note(self, transition: Transition, row: int) -> None:
+        """An alert changed, with that row."""
+        alert = transition.alert
+        self.alerts.append(alert)
+        if transition.fires or alert.id not in self.starts:
+            self.starts[alert.id] = row
+        if alert.state == "resolved":
+            self.ends[alert.id] = row
+
+    def close(self, stream: ProfileStream, order: Ints, judged: Ints) -> None:
+        """All rows are in: say which alert was open at each, and what other budgets would have given.
+
+        Args:
+            stream: as it is at the end.
+            order: all rows, in the order in which they were taken.
+            judged: all rows, those of a device in that order.
+        """
+        self.alert = self._alert_ids(order)
+        if self.terms is not None:
+            rows = judged[~self.learned[judged]]
+            self.would_have_fired = {name: self._starts(stream, rows, budget) for name, budget in OTHER_BUDGETS.items()}
+
+    def _starts(self, stream: ProfileStream, judged: Ints, budget: float) -> int:
+        """Alerts of all devices at another budget."""
+        assert self.terms is not None
+        detector, slabs = stream.detector, stream.slabs
+        assert detector is not None
+        assert slabs is not None
+        level = calibrate.declared_level(budget) if detector.declared else np.nan
+        total = 0
+        for at, rows in _by_device(self.device, judged):
+            slot = stream.table.slot_of.get(self.devices[at])
+            if slot is not None:
+                dt = np.maximum(np.diff(self.time[rows], prepend=self.time[rows[0]]), 0.0)
+                interval, rest = (float(slabs.view(field)[slot]) for field in ("interval", "refractory"))
+                terms = np.ascontiguousarray(self.terms[rows].T)
+                total += kernel.starts(
+                    terms, dt, interval, budget, level, int(rest), stream.spec.quiet_ticks, detector.declared
+                )
+        return total
+
+    def _alert_ids(self, order: Ints) -> list[str]:
+        out = np.full(len(self.time), "", dtype=object)
+        place = np.arange(len(order) + 1)
+        place[order] = np.arange(len(order))
+        rows_of = dict(_by_device(self.device, order))
+        index = {name: at for at, name in enumerate(self.devices)}
+        for alert in sorted(self.final, key=lambda a: (a.kind == "prediction", a.started)):
+            rows = rows_of.get(index.get(alert.device, -1))
+            if rows is None:
+                continue
+            last = place[self.ends[alert.id]] if alert.id in self.ends else len(order)
+            first, after = np.searchsorted(place[rows], [place[self.starts[alert.id]], last])
+            out[rows[first:after]] = alert.id
+        return out.tolist()
 
     def summary(self) -> dict[str, Any]:
         """What a plant engineer asks, as plain data."""
@@ -127,7 +184,7 @@ class Result:
             "rows_learned": int(self.learned.sum()),
             "rows_learned_elsewhere": self.elsewhere,
             "rows_scored": int(judged.sum()),
-            "rows_flagged": int(self.anomaly.sum()),
+            "rows_flagged": int((self.anomaly & ~self.learned).sum()),
             "devices": len(self.devices),
             "channels": list(self.channels),
             "device_weeks": weeks,
@@ -210,6 +267,45 @@ def _by_device(device: Ints, rows: Ints) -> Iterator[tuple[int, Ints]]:
             yield int(device[part[0]]), part
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What the stream said of one wave of B ticks; NaN where there was no score.
+
+    Attributes:
+        score, p_value, anomaly: (B,).
+        terms: what each score is made of, (B, 7).
+        band: expected value, low, high, (B, F of the channels asked for) each.
+    """
+
+    score: Floats
+    p_value: Floats
+    anomaly: Bools
+    terms: kernel.F4
+    band: tuple[Floats, Floats, Floats]
+
+    @staticmethod
+    def of(stream: ProfileStream, ticks: Ticks, channels: Sequence[str]) -> "Judged":
+        """Just after the stream took them."""
+        broken = np.asarray(ticks.broken.any.any(axis=1), dtype=np.bool_)
+        count = len(ticks.batch)
+        low, middle, high = (np.full((count, len(channels)), np.nan) for _ in range(3))
+        if ticks.scored is None or stream.detector is None:
+            none = np.full(count, np.nan)
+            return Judged(none, none, broken, np.full((count, len(TERMS)), np.nan, np.float32), (middle, low, high))
+        known = stream.detector.channels
+        ours = [at for at, name in enumerate(known) if name in channels]
+        there = [channels.index(known[at]) for at in ours]
+        given = [stream.channels.index(name) for name in known]
+        band = stream.expectation(ticks.scored, ticks.previous[:, given])
+        for part, found in zip((middle, low, high), band, strict=True):
+            part[:, there] = found[:, ours]
+        score = ticks.scored.score.astype(np.float64)
+        terms = np.column_stack([getattr(ticks.scored, term) for term in TERMS])
+        return Judged(
+            score, ticks.scored.p_value.astype(np.float64), broken | (score >= 1.0), terms, (middle, low, high)
+        )
+
+
 class Backtest:
     """One run over recordings.
 
@@ -252,7 +348,6 @@ class Backtest:
         self.stream.keep_ticks = True
         self._history: list[Ints] = []  # rows that were taken, in order
         self._elsewhere = 0  # rows of other recordings that were learned from
-        self._terms: kernel.F4 | None = None  # (T, 7): what each score is made of
 
     def _columns(self, recording: Recording) -> Floats:
         given = {channel.name: channel for channel in self.spec.channels or ()}
@@ -308,30 +403,8 @@ class Backtest:
         )
         self._absorb(rows[~learned[rows]], result, relearn)
         result.alerts.sort(key=lambda alert: alert.updated)
-        result.alert = self._alert_ids(result, self._order(rows))
-        if self._terms is not None:
-            result.would_have_fired = {name: self._starts(result, budget) for name, budget in OTHER_BUDGETS.items()}
+        result.close(self.stream, self._order(rows), rows)
         return result
-
-    def _starts(self, result: Result, budget: float) -> int:
-        """Alerts of all devices at another budget."""
-        assert self._terms is not None
-        detector, slabs = self.stream.detector, self.stream.slabs
-        assert detector is not None
-        assert slabs is not None
-        level = calibrate.declared_level(budget) if detector.declared else np.nan
-        total = 0
-        judged = self._in_order()
-        for at, rows in _by_device(self.device, judged[~result.learned[judged]]):
-            slot = self.stream.table.slot_of.get(self.devices[at])
-            if slot is not None:
-                dt = np.maximum(np.diff(self.time[rows], prepend=self.time[rows[0]]), 0.0)
-                interval, rest = (float(slabs.view(field)[slot]) for field in ("interval", "refractory"))
-                terms = np.ascontiguousarray(self._terms[rows].T)
-                total += kernel.starts(
-                    terms, dt, interval, budget, level, int(rest), self.spec.quiet_ticks, detector.declared
-                )
-        return total
 
     def _in_order(self) -> Ints:
         """All rows, each recording's together; those of one device in the order in which its recordings began."""
@@ -346,7 +419,7 @@ class Backtest:
             count = plan.rows if plan.rows is not None else int(plan.share * len(mine))
             if plan.rows is None and plan.most is not None:
                 # A short recording gives more than its share, so that there is something to learn from.
-                count = max(min(count, plan.most), min(LEAST_TICKS, len(mine) // 2))
+                count = max(min(count, plan.most), min(trainer.LEAST_TICKS, len(mine) // 2))
             out[mine[:count]] = True
         return out
 
@@ -389,7 +462,7 @@ class Backtest:
             yield from np.split(ordered, _learnings(total, total + len(ordered))[1:] - total)
             return
         rank = self._rank(rows)
-        begun = np.maximum(ticks[self.device[rows]], LEAST_TICKS)
+        begun = np.maximum(ticks[self.device[rows]], trainer.LEAST_TICKS)
         rounds = np.zeros(len(rows), dtype=np.int64)
         for _, mine in _by_device(self.device[rows], np.arange(len(rows))):
             first = int(begun[mine[0]])
@@ -412,51 +485,18 @@ class Backtest:
         return np.split(ordered, np.arange(CHUNK, len(ordered), CHUNK))
 
     def _note(self, result: Result, outcome: Outcome) -> None:
-        detector = self.stream.detector
-        known = detector.channels if detector is not None else ()
-        ours = [at for at, name in enumerate(known) if name in self.channels]
-        there = [self.channels.index(known[at]) for at in ours]
-        given = [self.stream.channels.index(name) for name in known]
         for ticks in outcome.ticks:
-            rows = ticks.batch.message
-            result.anomaly[rows] = ticks.broken.any.any(axis=1)
+            rows, judged = ticks.batch.message, Judged.of(self.stream, ticks, self.channels)
+            result.anomaly[rows] = judged.anomaly
             if ticks.scored is None:
                 continue
-            result.score[rows] = ticks.scored.score
-            if self._terms is None:
-                self._terms = np.full((len(self.time), len(TERMS)), np.nan, dtype=np.float32)
-            self._terms[rows] = np.column_stack([getattr(ticks.scored, term) for term in TERMS])
-            result.p_value[rows] = ticks.scored.p_value
-            result.anomaly[rows] |= result.score[rows] >= 1.0
-            at = np.ix_(rows, np.array(there, dtype=np.int64))
-            band = self.stream.expectation(ticks.scored, ticks.previous[:, given])
-            result.expected[at], result.low[at], result.high[at] = (part[:, ours] for part in band)
+            if result.terms is None:
+                result.terms = np.full((len(self.time), len(TERMS)), np.nan, dtype=np.float32)
+            result.terms[rows] = judged.terms
+            result.score[rows], result.p_value[rows] = judged.score, judged.p_value
+            result.expected[rows], result.low[rows], result.high[rows] = judged.band
         for transition in outcome.transitions:
-            self._note_alert(result, transition)
-
-    @staticmethod
-    def _note_alert(result: Result, transition: Transition) -> None:
-        alert = transition.alert
-        result.alerts.append(alert)
-        if transition.fires or alert.id not in result.starts:
-            result.starts[alert.id] = transition.message
-        if alert.state == "resolved":
-            result.ends[alert.id] = transition.message
-
-    def _alert_ids(self, result: Result, order: Ints) -> list[str]:
-        out = np.full(len(self.time), "", dtype=object)
-        place = np.empty(len(self.time), dtype=np.int64)
-        place[order] = np.arange(len(order))
-        rows_of = dict(_by_device(self.device, order))
-        index = {name: at for at, name in enumerate(self.devices)}
-        for alert in sorted(result.final, key=lambda a: (a.kind == "prediction", a.started)):
-            rows = rows_of.get(index.get(alert.device, -1))
-            if rows is None:
-                continue
-            last = place[result.ends[alert.id]] if alert.id in result.ends else len(order)
-            first, after = np.searchsorted(place[rows], [place[result.starts[alert.id]], last])
-            out[rows[first:after]] = alert.id
-        return out.tolist()
+            result.note(transition, transition.message)
 
     # --- learning ---
 
@@ -482,9 +522,9 @@ class Backtest:
 
     def _learn(self, series: list[Series], plan: Plan) -> Learned:
         series = [s for s in series if len(s) >= 2]
-        if not series or max(len(s) for s in series) < LEAST_TICKS:
+        if not series or max(len(s) for s in series) < trainer.LEAST_TICKS:
             most = max((len(s) for s in series), default=0)
-            msg = f"{most} rows to learn from, at least {LEAST_TICKS} are needed: give more, or --train FILE"
+            msg = f"{most} rows to learn from, at least {trainer.LEAST_TICKS} are needed: give more, or --train FILE"
             raise DataError(msg)
         given = {channel.name: channel for channel in self.spec.channels or ()}
         current = self.stream.detector

@@ -6,10 +6,10 @@ Axes: B rows in a batch, F channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -159,6 +159,18 @@ class ProfileSpec:
     model: ModelSpec = field(default_factory=ModelSpec)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
+    @classmethod
+    def load(cls, raw: Mapping[str, Any]) -> ProfileSpec:
+        """Undo `dataclasses.asdict`, JSON in between or not."""
+        channels, time = raw["channels"], raw["time"]
+        nested = {
+            "channels": channels and tuple(Channel(**(c | {"path": tuple(c["path"])})) for c in channels),
+            "time": time and EventTime(tuple(time["path"]), time["unit"]),
+            "device_path": tuple(raw["device_path"]),
+            "model": ModelSpec(**(raw["model"] | {"horizons": tuple(raw["model"]["horizons"])})),
+        }
+        return cls(**(dict(raw) | nested))
+
 
 @dataclass(frozen=True, slots=True)
 class Readings:
@@ -216,7 +228,26 @@ class Promotion:
     version: str
 
 
-Entry = Readings | Command | Timer | Promotion
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """A device was heard of without a reading: by a retained message without an event time."""
+
+    profile: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """From here on, a profile runs with these settings."""
+
+    spec: ProfileSpec
+
+    @property
+    def profile(self) -> str:
+        return self.spec.name
+
+
+Entry = Readings | Command | Timer | Promotion | Announcement | Configuration
 """One input of the stream; the journal holds them in order, grouped by turn."""
 
 

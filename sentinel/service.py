@@ -10,7 +10,7 @@ import math
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ import structlog
 import torch
 from prometheus_client import CollectorRegistry
 
-from sentinel import __version__, trainer
+from sentinel import __version__, trainer, turns
 from sentinel.adapters.http import HttpServer
 from sentinel.adapters.metrics import DeviceSeries, Metrics
 from sentinel.adapters.models import list_models, retire_models
@@ -39,7 +39,18 @@ from sentinel.adapters.store import AnyStore, Row, SnapshotReport, SnapshotWrite
 from sentinel.errors import ConfigError, ModelError, SentinelError, StoreError, Unavailable
 from sentinel.learner import Learner
 from sentinel.model.learn import warm
-from sentinel.records import Command, Entry, Fate, Message, ProfileSpec, Promotion, Readings, Timer, Transition
+from sentinel.records import (
+    Command,
+    Configuration,
+    Entry,
+    Fate,
+    Message,
+    ProfileSpec,
+    Promotion,
+    Readings,
+    Timer,
+    Transition,
+)
 from sentinel.settings import Settings
 from sentinel.stream.alerts import FLEET, AlertBook
 from sentinel.stream.decode import Refusal, Template
@@ -54,6 +65,7 @@ SHUTDOWN = 8.0  # seconds for all of it
 DEAD_LETTERS_A_SECOND = 10
 DEAD_LETTER_BYTES = 1024
 KEEP_MODELS = 3
+TRIM = 0.05  # seconds that trimming may take of each HOUSEKEEPING
 OVERFULL_FOR = 60.0  # seconds after the last refused device that its alert stays
 SYSTEM = "_system"
 COMPILING = 300.0  # seconds that the arithmetic may take to compile at the first start
@@ -123,6 +135,9 @@ class Service:
         self._system = AlertBook(ProfileSpec("sentinel"))
         self._overfull_until = 0.0
         self._deaf_reason = ""
+        self._promoted = 0  # position of the newest promotion
+        self._named: dict[str, set[str]] = {}  # models that were kept when old ones were last deleted
+        self._known_specs: dict[str, ProfileSpec] = {}  # the newest settings that the journal holds
 
     def _make_broker(self) -> MqttBroker:
         mqtt = self.settings.mqtt
@@ -273,9 +288,10 @@ class Service:
         self._held.append(partial(self.broker.acknowledge, messages))
         self._commit([*turn.entries, *commands], now)
         self.metrics.observe("score", scored - began)
-        self.metrics.turn(time.perf_counter() - began, sum(len(entry) for entry in turn.entries))
-        if turn.entries:
-            newest = max(float(entry.time.max()) for entry in turn.entries)
+        readings = turn.decoded.readings
+        self.metrics.turn(time.perf_counter() - began, sum(map(len, readings)))
+        if readings:
+            newest = max(float(part.time.max()) for part in readings)
             self.metrics.ingest_lag(now - newest)
 
     def _commit(self, entries: list[Entry], now: float) -> None:
@@ -286,7 +302,8 @@ class Service:
         try:
             while self._unwritten:
                 self._position = self.store.journal.append(*self._unwritten[0])
-                self._unwritten.pop(0)
+                if any(isinstance(entry, Promotion) for entry in self._unwritten.pop(0)[0]):
+                    self._promoted = self._position
                 self._committed = now
         except Unavailable as error:
             if not self._store_error:
@@ -425,23 +442,24 @@ class Service:
         self._letters_left = float(DEAD_LETTERS_A_SECOND)
         self._timers(now)
         for name, learner in self._learners.items():
-            version = learner.poll(now)
+            # A promotion reads the journal: it waits until all that the stream took is there.
+            version = learner.poll(now) if not self._unwritten else None
             if version is not None:
                 self._promote(name, version, now)
             learner.consider(now)
         self._watch_room(now)
         if self._reload:
             self._reload = False
-            self._read_settings_again()
+            self._read_settings_again(now)
         if time.monotonic() >= self._next_snapshot:
             self._next_snapshot = time.monotonic() + self.settings.store.snapshot_interval
             self._snapshot()
         self._look_at_snapshot()
-        try:
-            self._trim(now)
-            self._report(now)
-        except (SentinelError, OSError, sqlite3.Error) as error:
-            log.warning("chores", reason=str(error))
+        for chore in (self._trim, self._report):
+            try:
+                chore(now)
+            except (SentinelError, OSError, sqlite3.Error) as error:
+                log.warning("chores", reason=str(error))
 
     def _look_at_snapshot(self) -> None:
         report = self._writer.report
@@ -455,22 +473,44 @@ class Service:
     def _trim(self, now: float) -> None:
         """Let go of the journal's oldest turns, never of what a restart or a promotion's replay needs."""
         report = self._writer.report
-        if report is None or report.error or any(learner.busy for learner in self._learners.values()):
+        if report is None or report.error or report.position < self._promoted:
             return
-        self.store.journal.trim(self.settings.store.max_bytes, self.settings.store.max_age, now, report.position)
+        if any(learner.busy for learner in self._learners.values()):
+            return
+        store, until, trimmed = self.settings.store, time.monotonic() + TRIM, 0
+        while gone := self.store.journal.trim(store.max_bytes, store.max_age, now, report.position):
+            trimmed += gone
+            if time.monotonic() > until:
+                break
+        if trimmed:
+            for name in self.pipeline.profiles:
+                self._retire_models(name)
+
+    def _retire_models(self, name: str) -> None:
+        """Delete a profile's old models, but for those that a retained entry names: a replay loads them again."""
+        detector = self.pipeline.profiles[name].detector
+        named = {promotion.version for promotion in self.store.journal.promotions(name)}
+        named |= {detector.version} if detector is not None else set()
+        if named == self._named.get(name):
+            return
+        try:
+            retire_models(self.store.models, name, KEEP_MODELS, named)
+            self._named[name] = named
+        except ModelError as error:
+            log.warning("old models stay", profile=name, reason=str(error))
 
     def _promote(self, name: str, version: str, now: float) -> None:
         try:
-            self.promote(name, version, self.store.journal.last())
+            loaded = trainer.load(self.store.models, name, version)
+            turns.run_model(self.pipeline.profiles[name], loaded, self.store.journal, self.store.journal.last())
         except (ModelError, Unavailable) as error:
             self._learners[name].refused(str(error), now)
             return
+        self._runs(name, loaded)
+        log.info("promoted", profile=name, version=version, states=self.pipeline.profiles[name].states())
         self._commit([Promotion(name, version)], now)
         self._snapshot()
-        try:
-            retire_models(self.store.models, name, KEEP_MODELS, {version})
-        except ModelError as error:
-            log.warning("old models stay", profile=name, reason=str(error))
+        self._retire_models(name)
 
     def _watch_room(self, now: float) -> None:
         """One system alert while more devices send than `max_devices` allows."""
@@ -485,26 +525,11 @@ class Service:
             moved = self._system.end(SYSTEM, "system", now)
         self._publish(moved, [0.0] * len(moved))
 
-    def promote(self, name: str, version: str, upto: int) -> None:
-        """Run a saved model from here on, each device's state brought up to the journal's position `upto`.
-
-        Raises:
-            ModelError: it cannot be loaded.
-        """
-        self._run_model(name, trainer.load(self.store.models, name, version), upto)
+    def _runs(self, name: str, loaded: trainer.Loaded) -> None:
+        """A profile runs this model now."""
+        detector, manifest, _ = loaded
         live = self.pipeline.profiles[name]
         self._learners[name].scored_before(int(live.table.ticks.sum()))
-        log.info("promoted", profile=name, version=version, states=live.states())
-
-    def _run_model(self, name: str, loaded: trainer.Loaded, upto: int = 0) -> None:
-        """Let a profile run a model, its devices brought up to the journal's position `upto` (0: as they were saved)."""
-        detector, manifest, tensors = loaded
-        live = self.pipeline.profiles[name]
-        ready = trainer.shadow(live.spec, detector, manifest, tensors)
-        if manifest["position"] and upto:
-            for readings, then in trainer.merged(self.store.journal.read(manifest["position"], upto, name)):
-                ready.absorb(readings, then)
-        trainer.take_over(live, ready)
         self.metrics.model(name, detector.version, detector.spec.cell, float(manifest["trained"]))
 
     def _report(self, now: float) -> None:
@@ -549,22 +574,24 @@ class Service:
                 "failure": learner.failure,
             }
         metrics.set_devices(view)
-        metrics.journal(self.store.journal.bytes(), self._committed)
-        if self._writer.report is not None and not self._writer.report.error:
-            metrics.snapshot(now - self._writer.age(now))
+        report = self._writer.report
+        reason = self._store_error or (f"snapshot: {report.error}" if report is not None and report.error else "")
         status = orjson.dumps(
             {
-                "state": "degraded" if self._store_error else "online",
+                "state": "degraded" if reason else "online",
                 "version": __version__,
-                "reason": self._store_error,
+                "reason": reason,
                 "profiles": profiles,
             }
         )
         if status != self._status and broker.connected:
             self._status = status
             self.sink.status(status)
+        if report is not None and not report.error:
+            metrics.snapshot(now - self._writer.age(now))
+        metrics.journal(self.store.journal.bytes(), self._committed)
 
-    def _read_settings_again(self) -> None:
+    def _read_settings_again(self, now: float) -> None:
         """Take what can change while running; a bad file is refused and the old settings go on."""
         self.notifier.reloading()
         try:
@@ -574,10 +601,11 @@ class Service:
         else:
             for spec in fresh.specs():
                 stream = self.pipeline.profiles.get(spec.name)
-                if stream is None or not _same_shape(stream.spec, spec):
+                if stream is None or not stream.takes(spec):
                     log.warning("needs a restart", profile=spec.name)
                 elif spec != stream.spec:
                     stream.respec(spec)
+                    self._commit([Configuration(spec)], now)
                     log.info("reloaded", profile=spec.name)
             self.settings = fresh
         self.notifier.ready("running")
@@ -585,8 +613,8 @@ class Service:
     # --- state ---
 
     def _snapshot(self) -> None:
-        if self._writer.busy:
-            return
+        if self._writer.busy or self._unwritten:
+            return  # a state may hold nothing that the journal up to its position does not
         rows: list[Row] = []
         meta: dict[str, Any] = {"profiles": {}}
         dirty = {}
@@ -594,7 +622,7 @@ class Service:
             slots = np.flatnonzero(stream.table.dirty & stream.table.used)
             dirty[name] = slots
             rows += [(name, stream.table.ids[s], row) for s, row in zip(slots, stream.rows(slots), strict=True)]
-            meta["profiles"][name] = stream.export()
+            meta["profiles"][name] = stream.export() | {"spec": asdict(stream.spec)}
         if self._writer.submit(self._position, self._clock(), orjson.dumps(meta), rows, self._forgotten):
             self._forgotten = []
             for name, slots in dirty.items():
@@ -609,52 +637,66 @@ class Service:
         image = self.store.snapshot.load()
         if image is not None:
             self._position = image.position
-            meta = orjson.loads(image.meta)
+            if next(iter(self.store.journal.read(image.position - 1)), None) is None:
+                log.warning("the journal has lost its end: the snapshot is newer", snapshot=image.position)
             rows: dict[str, list[tuple[str, bytes]]] = {}
             for profile, device, row in image.rows:
                 rows.setdefault(profile, []).append((device, row))
-            for name, data in meta["profiles"].items():
-                stream = self.pipeline.profiles.get(name)
-                if stream is None:
-                    log.warning("profile is no longer configured; its devices are left", profile=name)
-                    continue
-                if data["model"] and not self._load(name, data["model"]):
-                    continue
-                try:
-                    stream.restore(data, stream.detector, rows.get(name, []))
-                except (ValueError, KeyError) as error:
-                    msg = f"snapshot of profile {name} does not fit: {error}; move {self.settings.store.path} away to start anew"
-                    raise StoreError(msg) from None
-                self._learners[name].scored_before(int(stream.table.ticks.sum()))
+            try:
+                for name, data in orjson.loads(image.meta)["profiles"].items():
+                    self._restore_profile(name, data, rows.get(name, []))
+            except (ValueError, KeyError, TypeError) as error:
+                msg = f"the snapshot does not fit: {error!r}; move {self.settings.store.path} away to start anew"
+                raise StoreError(msg) from None
         replayed = self._replay()
-        self._adopt_trained()
+        if self._stopping:
+            log.info("stopped while restoring; nothing is changed", position=self._position)
+            return  # no snapshot is taken of states that are on their way
         self._position = max(self._position, self.store.journal.last())
+        self._configure()
+        self._adopt_trained()
         devices = {name: len(stream.table) for name, stream in self.pipeline.profiles.items()}
         self._restored = True
         log.info("restored", position=self._position, replayed=replayed, devices=devices)
 
+    def _restore_profile(self, name: str, data: dict[str, Any], rows: list[tuple[str, bytes]]) -> None:
+        stream = self.pipeline.profiles.get(name)
+        if stream is None:
+            log.warning("profile is no longer configured; its devices are left", profile=name)
+            return
+        if "spec" in data:
+            self._known_specs[name] = spec = ProfileSpec.load(data["spec"])
+            if stream.takes(spec):  # what follows in the journal came while these were in force
+                stream.respec(spec)
+        if data["model"] and not self._load(stream, data["model"]):
+            return
+        stream.restore(data, stream.detector, rows)
+        self._learners[name].scored_before(int(stream.table.ticks.sum()))
+
+    def _configure(self) -> None:
+        """From here on, what the configuration says; the journal holds it where that is new."""
+        for spec in self.settings.specs():
+            self.pipeline.profiles[spec.name].respec(spec)
+            if self._known_specs.get(spec.name) != spec:
+                self._commit([Configuration(spec)], self._clock())
+
     def _replay(self) -> int:
         count, said = 0, time.monotonic()
         for turn in self.store.journal.read(self._position):
-            for entry in turn.entries:
-                match entry:
-                    case Readings(profile=name) if name in self.pipeline.profiles:
-                        self.pipeline.absorb(entry, turn.now)
-                        count += len(entry)
-                    case Timer(listening_since=since):
-                        for name, stream in self.pipeline.profiles.items():
-                            stream.listening_since = since
-                            if stream.timer_due(turn.now):
-                                self._forget(name, stream.timer(turn.now))
-                    case Promotion(profile=name, version=version) if name in self.pipeline.profiles:
-                        try:
-                            self.promote(name, version, turn.seq - 1)
-                        except ModelError as error:
-                            log.error("model refused", profile=name, version=version, reason=str(error))
-                    case Command(profile=name) if name in self.pipeline.profiles:
-                        self._forget(name, self.pipeline.profiles[name].command(entry, turn.now))
-                    case _:
-                        pass
+            for done in turns.apply(turn, self.pipeline, self.store.journal, self.store.models):
+                name = done.stream.spec.name
+                self._forget(name, done.outcome)
+                match done.entry:
+                    case Readings():
+                        count += len(done.entry)
+                    case Configuration(spec=spec):
+                        self._known_specs[name] = spec
+                    case Promotion(version=version):
+                        self._promoted = turn.seq
+                        if done.loaded is not None:
+                            self._runs(name, done.loaded)
+                        else:
+                            log.error("model refused", profile=name, version=version, reason=done.refused)
             self._position = turn.seq
             if self._stopping:
                 break
@@ -671,23 +713,26 @@ class Service:
                 continue
             try:
                 loaded = trainer.load(self.store.models, name, saved[0].version)
-                if loaded[1]["position"]:  # learned in a daemon: its promotion is in the journal, or it was beaten
-                    continue
-                self._run_model(name, loaded)
+                if loaded[1]["position"] and not loaded[0].declared:
+                    continue  # learned in a daemon: its promotion is in the journal, or it was beaten
+                turns.run_model(stream, loaded, self.store.journal, self.store.journal.last())
             except ModelError as error:
                 log.error("model refused", profile=name, version=saved[0].version, reason=str(error))
                 continue
-            version = loaded[0].version
-            self._commit([Promotion(name, version)], self._clock())
-            log.info("trained model", profile=name, version=version, path=str(saved[0].path))
+            self._runs(name, loaded)
+            self._commit([Promotion(name, saved[0].version)], self._clock())
+            log.info("trained model", profile=name, version=saved[0].version, path=str(saved[0].path))
 
-    def _load(self, name: str, version: str) -> bool:
+    def _load(self, stream: ProfileStream, version: str) -> bool:
         """Run the model that a snapshot names; False: it cannot be used, and its profile starts anew."""
+        name = stream.spec.name
         try:
-            self._run_model(name, trainer.load(self.store.models, name, version))
+            loaded = trainer.load(self.store.models, name, version)
+            turns.run_model(stream, loaded, self.store.journal, 0)
         except ModelError as error:
             log.error("model refused; its profile starts anew", profile=name, version=version, reason=str(error))
             return False
+        self._runs(name, loaded)
         return True
 
     # --- how it is ---
@@ -711,23 +756,3 @@ class Service:
             if stream.detector is None and stream.spec.learn == "never":
                 reasons.append(f'profile {name}: no model and learn = "never"; run `sentinel train`')
         return not reasons, reasons
-
-
-def _same_shape(old: ProfileSpec, new: ProfileSpec) -> bool:
-    """Whether a running stream can take `new`: same topics, decoding, columns, model."""
-    names = [None if spec.channels is None else [(c.name, c.path) for c in spec.channels] for spec in (old, new)]
-    flat = replace(
-        new,
-        alert_budget=old.alert_budget,
-        threshold=old.threshold,
-        silence_after=old.silence_after,
-        max_gap=old.max_gap,
-        stuck_after=old.stuck_after,
-        device_ttl=old.device_ttl,
-        min_ticks=old.min_ticks,
-        quiet_ticks=old.quiet_ticks,
-        learn=old.learn,
-        learn_after=old.learn_after,
-        channels=old.channels,
-    )
-    return names[0] == names[1] and flat == old

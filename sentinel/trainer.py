@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ import torch
 
 from sentinel.adapters.models import load_model, model_path, save_model
 from sentinel.adapters.store import JournalReader, Turn, open_reader
-from sentinel.errors import ModelError, SentinelError
+from sentinel.errors import DataError, ModelError, SentinelError
 from sentinel.model import archive
 from sentinel.model.learn import Learned, learn
 from sentinel.model.score import Detector
-from sentinel.records import Channel, EventTime, Ints, ModelSpec, ProfileSpec, Readings
+from sentinel.records import Channel, Ints, ProfileSpec, Readings
 from sentinel.stream.align import Batch
 from sentinel.stream.pipeline import ProfileStream, series_of
 
@@ -41,6 +41,7 @@ sys.exit(trainer.main())
 """
 NICE = 19
 MOST_READINGS = 2_000_000  # newest readings that one training takes from the journal
+LEAST_TICKS = 60  # that a device must have learned from for its network to be worth it
 CATCH_UPS, CAUGHT_UP = 8, 100  # rounds at most, turns behind that the service makes up itself
 MERGED_ROWS = 8192
 _ROWS = "devices.rows"
@@ -57,12 +58,16 @@ class Job:
         store: directory of the store.
         seed: of all randomness.
         champion: version to beat; None: there is none yet.
+        declared: the user vouches that what is learned from is normal.
+        after: learn from what came after this position of the journal.
     """
 
     store: str
     spec: ProfileSpec
     seed: int
-    champion: str | None
+    champion: str | None = None
+    declared: bool = False
+    after: int = 0
 
     def dump(self) -> str:
         """As JSON."""
@@ -72,29 +77,31 @@ class Job:
     def load(text: str) -> "Job":
         """Undo `dump`."""
         raw = json.loads(text)
-        spec = raw["spec"]
-        channels = spec["channels"]
-        spec["channels"] = channels and tuple(Channel(**(c | {"path": tuple(c["path"])})) for c in channels)
-        if spec["time"]:
-            spec["time"] = EventTime(tuple(spec["time"]["path"]), spec["time"]["unit"])
-        spec["device_path"] = tuple(spec["device_path"])
-        spec["model"] = ModelSpec(**(spec["model"] | {"horizons": tuple(spec["model"]["horizons"])}))
-        return Job(raw["store"], ProfileSpec(**spec), raw["seed"], raw["champion"])
+        return Job(**(raw | {"spec": ProfileSpec.load(raw["spec"])}))
 
 
-def run(job: Job, tell: "Tell") -> dict[str, Any]:
+def run(job: Job, tell: Callable[[str, float], None]) -> dict[str, Any]:
     """Learn, catch up, save.
 
     Returns:
-        {"version", "position", "ticks", "loss"} or, where the champion stays, {"kept", "reason"}.
+        {"version", "position", "ticks", "loss_before", "loss"} or, where the champion stays, {"kept", "reason"}.
+
+    Raises:
+        DataError: there is too little to learn from.
     """
     models = Path(job.store) / "models"
     with open_reader(Path(job.store)) as journal:
         stream = ProfileStream(job.spec)
         stream.keep_ticks = True
-        count = journal.readings_count(job.spec.name)
-        position, batches = _read(journal, stream, 0, max(count - MOST_READINGS, 0))
+        count = journal.readings_count(job.spec.name, job.after)
+        position, batches = _read(journal, stream, job.after, max(count - MOST_READINGS, 0))
         series = series_of(batches, stream.table.ids, len(stream.channels))
+        if job.declared and (most := max(map(len, series), default=0)) < LEAST_TICKS:
+            raise DataError(
+                f"the journal in {job.store} holds {count} readings of profile {job.spec.name} to learn from, "
+                f"{most} ticks of one device at most, and {LEAST_TICKS} are needed: let `sentinel run` collect more, "
+                "give a longer --since, or train on recordings"
+            )
         champion = load(models, job.spec.name, job.champion) if job.champion else None
         given = {channel.name: channel for channel in stream.spec.channels or ()}
         learned = learn(
@@ -102,7 +109,7 @@ def run(job: Job, tell: "Tell") -> dict[str, Any]:
             [given.get(name, Channel(name)) for name in stream.channels],
             job.spec.model,
             seed=job.seed,
-            declared=False,
+            declared=job.declared,
             start=champion[0] if champion else None,
             placed=shadow(job.spec, *champion).placed() if champion else None,
             progress=tell,
@@ -119,7 +126,9 @@ def run(job: Job, tell: "Tell") -> dict[str, Any]:
             if position - began < CAUGHT_UP:
                 break
         version = save(models, stream, learned.detector, position)
-        return {"version": version, "position": position, "ticks": sum(len(s) for s in series), "loss": finite(after)}
+        ticks = sum(len(s) for s in series)
+        losses = {"loss_before": finite(before), "loss": finite(after)}
+        return {"version": version, "position": position, "ticks": ticks, **losses}
 
 
 def adopt(stream: ProfileStream, learned: Learned) -> None:

@@ -154,6 +154,8 @@ class TestCommands:
         assert called["demo"] == {"seconds": 180.0, "json_file": Path("d.json"), "seed": 7}
         assert called["train"] == {
             "data": [Path("a.csv"), Path("b.csv")],
+            "from_journal": False,
+            "since": None,
             "config": Path("s.toml"),
             "profile": "p",
             "label_column": "l",

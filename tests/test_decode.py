@@ -190,7 +190,7 @@ def test_any_json_has_one_fate_and_only_finite_numbers_come_out(payloads: list[o
     pipeline = Pipeline([PUMP], "sentinel")
     turn = pipeline.push([pump(json.dumps(value).encode()) for value in payloads], 5.0)
     assert sum(turn.fates.values()) == len(payloads)
-    for readings in turn.entries:
+    for readings in turn.decoded.readings:
         assert np.isfinite(readings.time).all()
         assert (~np.isnan(readings.values)).any(axis=1).all()
         assert np.nanmax(np.abs(readings.values)) <= 1e30

@@ -177,6 +177,29 @@ def test_backtest_with_the_stored_model_gives_the_daemons_scores_and_alerts(daem
     ]
 
 
+def test_backtest_from_the_journal_gives_the_running_daemons_scores_and_alerts_exactly(daemon: Daemon) -> None:
+    sentinel(
+        "backtest",
+        "--from-journal",
+        "--config",
+        "sentinel.toml",
+        "--profile",
+        "pump",
+        "--out",
+        "past",
+        cwd=daemon.folder,
+    )
+    with (daemon.folder / "past" / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["device"], float(row["time"])) for row in rows] == [
+        ("test", fleets.START + NORMAL + t) for t in range(TEST)
+    ]
+    settle(daemon)
+    assert daemon.metric('sentinel_device_score{device="test",profile="pump"}') == float(rows[-1]["score"])
+    alerts = [json.loads(line) for line in (daemon.folder / "past" / "alerts.jsonl").read_text().splitlines()]
+    assert alerts == daemon.events()
+
+
 def test_every_query_of_dashboard_and_rules_has_data_in_a_real_prometheus(daemon: Daemon) -> None:
     values = fleets.healthy(200, 0, 4)
     values[100:120, 2] += 30.0

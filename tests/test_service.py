@@ -221,7 +221,7 @@ def test_a_full_disk_stops_the_reading_and_nothing_is_acknowledged_until_it_ends
     assert not bench.service.ready()[0]
     bench.tick("d0", 1, fleets.healthy(2)[1])
     bench.turn()
-    assert bench.store.journal.last() == 1, "only the promotion"
+    assert bench.store.journal.last() == 2, "only the configuration and the promotion"
     bench.store.disk.full = False
     bench.turn()
     bench.turn()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import resource
 import signal
@@ -31,15 +32,38 @@ from sentinel.adapters.store import (
     SnapshotWriter,
     Store,
     Turn,
+    journal,
     open_reader,
     open_snapshot,
 )
 from sentinel.adapters.store.journal import decode, encode
 from sentinel.adapters.store.memory import MemoryDisk
 from sentinel.errors import StoreError, Unavailable
-from sentinel.records import Command, Entry, Promotion, Readings, Timer
+from sentinel.records import (
+    Announcement,
+    Channel,
+    Command,
+    Configuration,
+    Entry,
+    EventTime,
+    ModelSpec,
+    ProfileSpec,
+    Promotion,
+    Readings,
+    Timer,
+)
+from sentinel.settings import StoreSettings
 
 FOREVER = float("inf")
+SPEC = ProfileSpec(
+    "pump",
+    "plant/{device}",
+    channels=(Channel("pressure", ("p", "0"), "bar", min=0.0, max=16.0), Channel("flow", direction="above")),
+    time=EventTime(("ts",), "ms"),
+    device_path=("id",),
+    silence_after=FOREVER,
+    model=ModelSpec(horizons=(1, 8, 64), weights="device"),
+)
 
 
 def readings(count: int = 3, profile: str = "pump", channels: tuple[str, ...] = ("pressure", "flow")) -> Readings:
@@ -76,6 +100,16 @@ def seqs(turns: Iterable[Turn]) -> list[int]:
 def ended(writer: SnapshotWriter) -> SnapshotReport:
     assert writer.report is not None
     return writer.report
+
+
+def older(path: Path) -> None:
+    """A store whose journal is of the first release's form."""
+    Store(path).close()
+    (path / "journal.sqlite").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal, "SCHEMA", dataclasses.replace(journal.SCHEMA, migrations=()))
+        with Store(path) as store:
+            store.journal.append([readings(), Promotion("pump", "a")], 1.0)
 
 
 class World(Protocol):
@@ -152,12 +186,13 @@ class StoreSuite:
             [readings(5), Command("shelve", "pump", "site/pump-1", 60.0), readings(2, "room", ("°C", "co2\n,"))],
             [Timer()],
             [Promotion("pump", "0123456789ab")],
+            [Announcement("pump", "site/pump-1"), Configuration(SPEC), Configuration(ProfileSpec("room"))],
         ]
         with world.open() as store:
-            assert [store.journal.append(turn, 100.5 + at) for at, turn in enumerate(turns)] == [1, 2, 3]
+            assert [store.journal.append(turn, 100.5 + at) for at, turn in enumerate(turns)] == [1, 2, 3, 4]
         with world.open() as store:
             found = list(store.journal.read())
-        assert [(turn.seq, turn.now) for turn in found] == [(1, 100.5), (2, 101.5), (3, 102.5)]
+        assert [(turn.seq, turn.now) for turn in found] == [(1, 100.5), (2, 101.5), (3, 102.5), (4, 103.5)]
         for turn, entries in zip(found, turns, strict=True):
             for entry, other in zip(entries, turn.entries, strict=True):
                 assert_same(entry, other)
@@ -205,6 +240,18 @@ class StoreSuite:
         store.journal.append([readings(5)], 2.0)
         assert store.journal.readings_count("pump") == 8
         assert store.journal.readings_count("room") == 4
+        assert [store.journal.readings_count("pump", after) for after in (0, 1, 2)] == [8, 5, 0]
+
+    def test_the_oldest_turn_and_the_promotions_held_are_told(self, store: AnyStore) -> None:
+        assert (store.journal.first(), store.journal.promotions("pump")) == (0, [])
+        for version in "abc":
+            store.journal.append([Promotion("pump", version), readings(), Promotion("room", "x")], 1.0)
+        assert store.journal.first() == 1
+        assert store.journal.promotions("pump") == [Promotion("pump", version) for version in "abc"]
+        while store.journal.trim(max_bytes=0, max_age=0.0, now=1e9, keep_after=2):
+            pass
+        assert store.journal.first() == 3
+        assert store.journal.promotions("pump") == [Promotion("pump", "c")]
 
     def test_trim_deletes_the_oldest_by_age_and_counts_follow(self, store: AnyStore) -> None:
         for seq in range(1, 21):
@@ -387,6 +434,21 @@ def test_a_thousand_readings_of_four_channels_take_at_most_60_bytes_each() -> No
     assert len(encode(block, 1)) <= 60_000
 
 
+def test_by_default_the_journal_holds_at_least_ten_million_readings_of_four_channels(tmp_path: Path) -> None:
+    """Each in a turn of its own, as slow fleets send them, and with ids of 40 characters."""
+    usual, turns = StoreSettings(), 5000
+    with Store(tmp_path, durability="none") as store:
+        for at in range(turns):
+            device = f"site-{at % 7}/building-{at % 11:02}/pump-{at % 97:018}"
+            block = Readings(
+                "pump", ("a", "b", "c", "d"), [device], np.full(1, at), np.ones((1, 4)), np.zeros(1, np.int64)
+            )
+            store.journal.append([block], float(at))
+        each = store.journal.bytes() / turns
+    assert 1e7 * each < usual.max_bytes
+    assert usual.max_age >= 86400.0 * 30
+
+
 class TestFiles:
     """What lies on disk: refused with reason and remedy where it is not ours."""
 
@@ -472,10 +534,71 @@ class TestFiles:
     def test_a_newer_releases_file_is_refused(self, tmp_path: Path, name: str) -> None:
         Store(tmp_path).close()
         newer = sqlite3.connect(tmp_path / name)
-        newer.execute("PRAGMA user_version = 2")
+        newer.execute("PRAGMA user_version = 99")
         newer.close()
-        with pytest.raises(StoreError, match=r"newer release \(schema 2.*upgrade"):
+        with pytest.raises(StoreError, match=r"newer release \(schema 99.*upgrade"):
             Store(tmp_path)
+
+    def test_an_older_releases_journal_is_brought_up_to_this_one_with_all_that_it_holds(self, tmp_path: Path) -> None:
+        older(tmp_path)
+        with pytest.raises(StoreError, match="older release; start `sentinel run` once"):
+            open_reader(tmp_path)
+        with Store(tmp_path) as store:
+            (turn,) = store.journal.read()
+            assert_same(readings(), turn.entries[0])
+            assert store.journal.promotions("pump") == [Promotion("pump", "a")]
+            assert store.journal.append([Promotion("pump", "b")], 2.0) == 2
+        file = sqlite3.connect(tmp_path / "journal.sqlite")
+        assert file.execute("PRAGMA user_version").fetchone() == (journal.SCHEMA.version,)
+        plan = file.execute("EXPLAIN QUERY PLAN SELECT body FROM entries WHERE kind = 'promotion' AND profile = 'pump'")
+        assert "promotions" in plan.fetchone()[-1]
+        new = Store(tmp_path / "new")
+        made = sqlite3.connect(tmp_path / "new" / "journal.sqlite")
+        schema = "SELECT type, name, sql FROM sqlite_master ORDER BY name"
+        assert file.execute(schema).fetchall() == made.execute(schema).fetchall(), "as if it were new"
+        for connection in (file, made, new):
+            connection.close()
+
+    def test_a_migration_that_fails_leaves_the_file_as_it_was(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        older(tmp_path)
+        halfway = (*journal.SCHEMA.migrations, "CREATE TABLE more (x); INSERT INTO nowhere VALUES (1)")
+        with monkeypatch.context() as patch:
+            patch.setattr(journal, "SCHEMA", dataclasses.replace(journal.SCHEMA, migrations=halfway))
+            with pytest.raises(StoreError, match="nowhere"):
+                Store(tmp_path)
+        file = sqlite3.connect(tmp_path / "journal.sqlite")
+        assert file.execute("PRAGMA user_version").fetchone() == (1,)
+        assert not file.execute("SELECT 1 FROM sqlite_master WHERE name IN ('more', 'promotions')").fetchall()
+        file.close()
+        Store(tmp_path).close()
+
+    @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.999])
+    def test_of_a_write_ahead_log_that_was_cut_off_what_is_whole_is_held(self, tmp_path: Path, share: float) -> None:
+        code = (
+            "import sys, os, signal, pathlib; from sentinel.adapters.store import Store\n"
+            "from sentinel.records import Promotion\n"
+            "store = Store(pathlib.Path(sys.argv[1]))\n"
+            "for seq in range(50): store.journal.append([Promotion('p', str(seq))], float(seq))\n"
+            "os.kill(os.getpid(), signal.SIGKILL)"
+        )
+        subprocess.run([sys.executable, "-c", code, tmp_path], check=False, timeout=60)
+        log = tmp_path / "journal.sqlite-wal"
+        os.truncate(log, int(share * log.stat().st_size))
+        with Store(tmp_path) as store:
+            held = [turn.entries for turn in store.journal.read()]
+            assert held == [(Promotion("p", str(at)),) for at in range(len(held))]
+            assert abs(len(held) - share * 50) <= 5
+            assert store.journal.append([Timer()], 99.0) == len(held) + 1
+
+    def test_an_entry_that_cannot_be_read_is_damage(self, tmp_path: Path) -> None:
+        for kind, body in (("readings", b"\x01" + b"?" * 39), ("command", b'{"x": 1}'), ("timer", b"\xff")):
+            with Store(tmp_path) as store:
+                store.journal.append([Timer()], 1.0)
+                store.journal._connection.execute("UPDATE entries SET kind = ?, body = ?", (kind, body))
+                with pytest.raises(StoreError, match="it is damaged; restore it from a backup or move"):
+                    list(store.journal.read())
 
     def test_a_damaged_journal_is_refused(self, tmp_path: Path) -> None:
         with Store(tmp_path) as store:

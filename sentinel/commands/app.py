@@ -35,6 +35,10 @@ MaybeConfig = Annotated[Path | None, typer.Option("--config", metavar="FILE", he
 Profile = Annotated[str, typer.Option("--profile", metavar="NAME", help="Profile of the configuration.")]
 MaybeProfile = Annotated[str | None, typer.Option("--profile", metavar="NAME", help="Profile of the configuration.")]
 Data = Annotated[list[Path], typer.Argument(metavar="DATA…", help="CSV or Parquet files.")]
+MaybeData = Annotated[list[Path] | None, typer.Argument(metavar="DATA…", help="CSV or Parquet files.")]
+FromJournal = Annotated[
+    bool, typer.Option("--from-journal", help="From the store's journal instead; a daemon may be running.")
+]
 Broker = Annotated[str, typer.Option("--broker", metavar="URL", help=_BROKER)]
 MaybeBroker = Annotated[str | None, typer.Option("--broker", metavar="URL", help=_BROKER)]
 Label = Annotated[
@@ -53,6 +57,20 @@ class DevicesAction(StrEnum):
 
 def _examples(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _one_source(data: list[Path] | None, from_journal: bool) -> None:
+    if bool(data) == from_journal:
+        raise typer.BadParameter("give DATA or --from-journal, one of them")
+
+
+def _duration(text: str) -> float:
+    from sentinel.settings.values import parse_positive_duration  # loads what `--help` has no need of
+
+    try:
+        return parse_positive_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--since {error}") from None
 
 
 def call(command: str, **options: Any) -> None:
@@ -145,19 +163,38 @@ def discover(
     epilog=_examples(
         "sentinel train --config sentinel.toml --profile pump normal.csv",
         "sentinel train --config sentinel.toml --profile pump january.csv february.csv --json trained.json",
+        "sentinel train --config sentinel.toml --profile pump --from-journal --since 7d",
     )
 )
 def train(
     *,
-    data: Data,
+    data: MaybeData = None,
     config: Config,
     profile: Profile,
+    from_journal: FromJournal = False,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", metavar="DURATION", help="With --from-journal: the last so long, as 7d or 12h."),
+    ] = None,
     label_column: Label = None,
     seed: Seed = 0,
     json_file: Json = None,
 ) -> None:
-    """Train a profile's model on recordings, into the store."""
-    call("train", data=data, config=config, profile=profile, label_column=label_column, seed=seed, json_file=json_file)
+    """Train a profile's model on normal data, into the store."""
+    _one_source(data, from_journal)
+    if since is not None and not from_journal:
+        raise typer.BadParameter("--since goes with --from-journal")
+    call(
+        "train",
+        data=data or [],
+        from_journal=from_journal,
+        since=None if since is None else _duration(since),
+        config=config,
+        profile=profile,
+        label_column=label_column,
+        seed=seed,
+        json_file=json_file,
+    )
 
 
 @app.command(
@@ -165,11 +202,13 @@ def train(
         "sentinel backtest pump.csv --out report",
         "sentinel backtest pump.csv --train normal.csv --label-column anomaly --json summary.json",
         "sentinel backtest pump.csv --config sentinel.toml --profile pump",
+        "sentinel backtest --from-journal --config sentinel.toml --profile pump --out report",
     )
 )
 def backtest(
     *,
-    data: Data,
+    data: MaybeData = None,
+    from_journal: FromJournal = False,
     config: MaybeConfig = None,
     profile: MaybeProfile = None,
     train_rows: Annotated[
@@ -188,14 +227,23 @@ def backtest(
     ] = None,
     json_file: Json = None,
 ) -> None:
-    """Run the daemon's pipeline over recordings; write a report."""
+    """Run the daemon's pipeline over past data; write a report."""
+    _one_source(data, from_journal)
     if sum(given is not None for given in (train_rows, train_fraction, train or None)) > 1:
         raise typer.BadParameter("give one of --train-rows, --train-fraction and --train")
     if (config is None) != (profile is None):
         raise typer.BadParameter("give --config and --profile together")
+    if from_journal:
+        if config is None:
+            raise typer.BadParameter("--from-journal needs --config and --profile")
+        if train_rows is not None or train_fraction is not None or train or label_column is not None:
+            raise typer.BadParameter(
+                "--from-journal runs the models that the daemon ran: no --train…, no --label-column"
+            )
     call(
         "backtest",
-        data=data,
+        data=data or [],
+        from_journal=from_journal,
         config=config,
         profile=profile,
         train_rows=train_rows,

@@ -1,9 +1,10 @@
-"""`sentinel backtest`: the daemon's pipeline over recordings."""
+"""`sentinel backtest`: the daemon's pipeline over recordings, or over the daemon's own journal."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 import torch
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from sentinel import trainer
 from sentinel.adapters.models import list_models
+from sentinel.adapters.store import open_reader, open_snapshot
 from sentinel.adapters.tables import ScoresWriter, read_tables
 from sentinel.backtest import Backtest, Plan, Result, alert_json
 from sentinel.commands import _report
@@ -18,16 +20,21 @@ from sentinel.commands._profile import profile_spec
 from sentinel.commands._progress import progress_bar
 from sentinel.errors import DataError
 from sentinel.records import ProfileSpec
+from sentinel.rerun import Rerun
 from sentinel.settings import load_settings
 from sentinel.stream.alerts import duration, quantity
 
 MOST_EPISODES, MOST_NOTES = 10, 5  # printed; the report has all
 DAY = 86400.0
 
+Times = npt.NDArray[np.bytes_] | list[str]
+"""The rows' times as text."""
+
 
 def backtest(
     *,
     data: list[Path],
+    from_journal: bool = False,
     config: Path | None,
     profile: str | None,
     train_rows: int | None,
@@ -38,8 +45,16 @@ def backtest(
     out: Path | None,
     json_file: Path | None,
 ) -> int:
-    """Score `data` as the daemon would; write scores.csv, alerts.jsonl, summary.json and report.html into `out`."""
+    """Score `data` as the daemon would, or the journal as it did; write scores.csv, alerts.jsonl, summary.json and
+    report.html into `out`.
+    """
     torch.set_num_threads(1)
+    if from_journal:
+        assert config is not None
+        assert profile is not None
+        rerun, result = _from_journal(config, profile)
+        _done(result, result.summary() | {"notes": rerun.notes}, list(map(repr, result.time.tolist())), out, json_file)
+        return 0
     spec, stored = ProfileSpec("default"), None
     planned = train_rows is not None or train_fraction is not None or bool(train)
     if config is not None and profile is not None:
@@ -66,12 +81,33 @@ def backtest(
         result = run.run(plan, stored)
     summary = result.summary()
     summary["notes"] = [*_cautions(result), *(note for recording in recordings for note in recording.notes)]
+    times = np.concatenate([recording.time_text for recording in recordings])
+    _done(result, summary, times, out, json_file)
+    return 0
+
+
+def _done(result: Result, summary: dict[str, Any], times: Times, out: Path | None, json_file: Path | None) -> None:
     if out is not None:
-        _write(out, result, summary, [text for recording in recordings for text in recording.time_text.tolist()])
+        _write(out, result, summary, times)
     if json_file is not None:
         json_file.write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2))
     _show(summary, result, out)
-    return 0
+
+
+def _from_journal(config: Path, profile: str) -> tuple[Rerun, Result]:
+    """What a daemon did; it may be running."""
+    settings = load_settings(config)
+    spec, store = profile_spec(settings, config, profile), settings.store.path
+    running = None
+    if (store / "snapshot.sqlite").exists():
+        snapshot = open_snapshot(store)
+        image = snapshot.load()
+        snapshot.close()
+        if image is not None:
+            running = orjson.loads(image.meta)["profiles"].get(profile, {}).get("model")
+    with open_reader(store) as journal, progress_bar() as tell:
+        rerun = Rerun(spec, journal, store / "models", running, tell)
+        return rerun, rerun.run()
 
 
 def _from_config(config: Path, profile: str, *, load: bool) -> tuple[ProfileSpec, Any]:
@@ -101,12 +137,12 @@ def _cautions(result: Result) -> list[str]:
     return [f"learned from {duration(lasted)} only: {cycle}; {remedy}"]
 
 
-def _write(out: Path, result: Result, summary: dict[str, Any], times: list[bytes]) -> None:
+def _write(out: Path, result: Result, summary: dict[str, Any], times: Times) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         with ScoresWriter(out / "scores.csv", result.channels) as scores:
             scores.write(
-                time=np.array(times),
+                time=times,
                 device=[result.devices[at] for at in result.device.tolist()],
                 score=result.score,
                 p_value=result.p_value,

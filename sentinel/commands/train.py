@@ -1,5 +1,6 @@
-"""`sentinel train`: learn a profile's model from recordings that the user vouches for."""
+"""`sentinel train`: learn a profile's model from what the user vouches for: recordings, or the store's journal."""
 
+import time
 from pathlib import Path
 
 import orjson
@@ -7,43 +8,67 @@ import torch
 from rich.console import Console
 
 from sentinel import trainer
+from sentinel.adapters.store import open_reader
 from sentinel.adapters.tables import read_tables
 from sentinel.backtest import Backtest, Plan
 from sentinel.commands._profile import profile_spec
 from sentinel.commands._progress import progress_bar
+from sentinel.records import ProfileSpec
 from sentinel.settings import load_settings
 
 
 def train(
-    *, data: list[Path], config: Path, profile: str, label_column: str | None, seed: int, json_file: Path | None
+    *,
+    data: list[Path],
+    from_journal: bool = False,
+    since: float | None = None,
+    config: Path,
+    profile: str,
+    label_column: str | None,
+    seed: int,
+    json_file: Path | None,
 ) -> int:
-    """Train on `data` and save the model into the store; a daemon takes it up when it starts."""
+    """Train on `data`, or the journal's last `since` seconds, and save the model; a daemon takes it up when it starts."""
     settings = load_settings(config)
     spec = profile_spec(settings, config, profile)
     torch.set_num_threads(1)
-    recordings = read_tables(data, label_column=label_column)
+    store = settings.store.path
     with progress_bar() as tell:
-        run = Backtest(spec, recordings, tell)
-        learned = run.learn_all(Plan(declared=True, seed=seed))
-    models = settings.store.path / "models"
-    version = trainer.save(models, run.stream, learned.detector, 0)
-    before, after = learned.losses
+        if from_journal:
+            done = trainer.run(_job(store, spec, since, seed), tell)
+            version, ticks, losses = done["version"], done["ticks"], [done["loss_before"], done["loss"]]
+        else:
+            run = Backtest(spec, read_tables(data, label_column=label_column), tell)
+            learned = run.learn_all(Plan(declared=True, seed=seed))
+            version = trainer.save(store / "models", run.stream, learned.detector, 0)
+            ticks, losses = int(run.stream.table.ticks.sum()), [trainer.finite(loss) for loss in learned.losses]
+    detector, manifest, _ = trainer.load(store / "models", profile, version)
     result = {
         "version": version,
-        "path": str(models / profile / version),
-        "devices": len(learned.devices),
-        "ticks": int(run.stream.table.ticks.sum()),
-        "channels": list(learned.detector.channels),
-        "interval_seconds": learned.detector.interval,
-        "loss_before": trainer.finite(before),
-        "loss_after": trainer.finite(after),
+        "path": str(store / "models" / profile / version),
+        "devices": len(manifest["devices"]),
+        "ticks": ticks,
+        "channels": list(detector.channels),
+        "interval_seconds": detector.interval,
+        "loss_before": losses[0],
+        "loss_after": losses[1],
     }
     if json_file is not None:
         json_file.write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2))
     Console().print(
         f"model {version} of profile {profile}: {result['devices']} devices, {result['ticks']} ticks, "
-        f"channels {', '.join(learned.detector.channels)}\nsaved in {result['path']}; `sentinel run` uses it from its next start",
+        f"channels {', '.join(detector.channels)}\nsaved in {result['path']}; `sentinel run` uses it from its next start",
         highlight=False,
         soft_wrap=True,
     )
     return 0
+
+
+def _job(store: Path, spec: ProfileSpec, since: float | None, seed: int) -> trainer.Job:
+    """Learn from the journal's last `since` seconds of receipt; None: from all of it."""
+    after = 0
+    if since is not None:
+        with open_reader(store) as journal:
+            turns = journal.read(profile=spec.name, since=time.time() - since)
+            after = next((turn.seq - 1 for turn in turns), journal.last())
+    return trainer.Job(str(store), spec, seed, declared=True, after=after)

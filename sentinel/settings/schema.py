@@ -199,7 +199,8 @@ class HttpSettings(Table):
 class StoreSettings(Table):
     path: Path = Field(default=Path("./state"), description="directory of journal, snapshot and models")
     durability: Literal["journal", "none"] = Field(
-        default="journal", description="journal: acknowledge readings once they are on disk; none: only snapshots"
+        default="journal",
+        description="journal: acknowledge readings once they are on disk; none: a power cut goes back to the newest snapshot",
     )
     snapshot_interval: Duration = Field(default=60.0, description="time between snapshots of the state")
     max_bytes: Annotated[int, Text("size", values.SIZE, values.parse_size, values.show_size)] = Field(

@@ -8,7 +8,7 @@ Axes: B rows, F channels.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from sentinel.records import (
     FATE_CODE,
     FATES,
     AlertKind,
+    Announcement,
     Bools,
     Channel,
     ChannelView,
@@ -50,6 +51,21 @@ STIRRED, MOST_BEFORE = 0.8, 64.0  # score from which an episode has begun, shoul
 SCORED_BY = 50  # ticks; a device that had so many stays `scoring`
 _USED = FATE_CODE[Fate.ACCEPTED]
 _NOTHING: Floats = np.zeros((0, 0))
+_FREE: dict[str, Any] = {  # settings that a running stream can change, but for what a channel's rules and gates are
+    name: getattr(ProfileSpec(""), name)
+    for name in (
+        "alert_budget",
+        "threshold",
+        "silence_after",
+        "max_gap",
+        "stuck_after",
+        "device_ttl",
+        "min_ticks",
+        "quiet_ticks",
+        "learn",
+        "learn_after",
+    )
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +213,13 @@ class ProfileStream:
             out.transitions += self._forget(slot, now)
         return out
 
-    def announce(self, device: str, now: float = -math.inf) -> None:
-        """Know a device without a reading of it; `now`: when it was heard of."""
+    def announce(self, device: str, now: float = -math.inf) -> bool:
+        """Know a device without a reading of it; `now`: when it was heard of. False: nothing changed."""
         _, new = self.table.slots([device])
         self._begin(new)
         for slot in new:
             self.table.last_seen[slot] = now
+        return bool(new)
 
     def adopt(self, detector: Detector, devices: Sequence[str] = (), memory: Memory | None = None) -> None:
         """Run `detector` from here on; the devices named take the memory given, now or when they first appear.
@@ -235,6 +252,18 @@ class ProfileStream:
         m, s, placed = (self.slabs.view(name) for name in ("m", "s", "placed"))
         return {self.table.ids[slot]: (m[slot], s[slot]) for slot in self.table if placed[slot] >= PLACED_ON}
 
+    def takes(self, spec: ProfileSpec) -> bool:
+        """Whether `respec` can: same topics, decoding, columns, model."""
+        old, new = (
+            replace(
+                each,
+                **_FREE,
+                channels=each.channels and tuple(Channel(given.name, given.path) for given in each.channels),
+            )
+            for each in (self.spec, spec)
+        )
+        return old == new
+
     def respec(self, spec: ProfileSpec) -> None:
         """Take changed settings that need no new table, aligner or model: budget, gates, rules, alert policy."""
         self.spec = self.book.spec = spec
@@ -253,6 +282,7 @@ class ProfileStream:
             "model": self.detector.version if self.detector is not None else None,
             "pending": [(self.table.ids[slot], *rest) for slot, *rest in self.aligner.export()] if self.aligner else [],
             "alerts": self.book.export(),
+            "awaited": [device for device in self._learned if device not in self.table.slot_of],
         }
 
     def rows(self, slots: Ints) -> list[bytes]:
@@ -267,7 +297,8 @@ class ProfileStream:
     def restore(self, data: Mapping[str, Any], detector: Detector | None, rows: Iterable[tuple[str, bytes]]) -> None:
         """Become what `export` and `rows` saw. Only for a stream that has no devices yet.
 
-        Where `detector` is the one that the stream runs already, the devices that it was learned from stay known.
+        Where `detector` is the one that the stream runs already, the devices that it was learned from stay known, but
+        for those that were forgotten since.
 
         Raises:
             ValueError: the rows are not of this detector and these channels.
@@ -292,6 +323,8 @@ class ProfileStream:
         if self.aligner is not None:
             self.aligner.restore([(self.table.slot_of[device], *rest) for device, *rest in data["pending"]])
         self.book.restore(dict(data["alerts"]))
+        awaited = set(data.get("awaited", self._learned))
+        self._learned = {d: at for d, at in self._learned.items() if d in self.table.slot_of or d in awaited}
         # Rows of another width than what is restored are all written anew.
         self.table.dirty[:] = self.table.used if stored != self.channels or len(by_width) > 1 else False
 
@@ -626,12 +659,12 @@ class Turn:
     Attributes:
         fates: of each message that is on a profile's topic.
         outcomes: by profile.
-        entries: the readings, for the journal.
+        entries: what was new in it, for the journal.
     """
 
     fates: dict[Fate, int]
     outcomes: dict[str, Outcome]
-    entries: list[Readings]
+    entries: list[Announcement | Readings]
     decoded: Decoded
 
 
@@ -648,8 +681,11 @@ class Pipeline:
         outcomes: dict[str, Outcome] = {}
         best = np.full(len(messages), len(FATES), dtype=np.int64)
         worst = np.full(len(messages), -1, dtype=np.int64)
-        for profile, device in decoded.announced:
-            self.profiles[profile].announce(device, now)
+        entries: list[Announcement | Readings] = [
+            Announcement(profile, device)
+            for profile, device in decoded.announced
+            if self.profiles[profile].announce(device, now)
+        ]
         for readings in decoded.readings:
             outcome, codes = self.absorb(readings, now)
             outcomes[readings.profile] = outcome
@@ -662,7 +698,7 @@ class Pipeline:
         fates: dict[Fate, int] = {}
         for code, count in zip(*np.unique(final[final >= 0], return_counts=True), strict=True):
             fates[FATES[int(code)]] = int(count)
-        return Turn(fates, outcomes, decoded.readings, decoded)
+        return Turn(fates, outcomes, [*entries, *decoded.readings], decoded)
 
     def absorb(self, readings: Readings, now: float) -> tuple[Outcome, Ints]:
         """Take readings as they were decoded, now or when a journal was written."""

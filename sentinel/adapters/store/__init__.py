@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from sentinel.adapters.store.journal import Durability, Journal, JournalReader, Turn
-from sentinel.adapters.store.memory import MemoryStore
+from sentinel.adapters.store.memory import MemoryJournal, MemoryStore
 from sentinel.adapters.store.snapshot import (
     Key,
     Row,
@@ -30,6 +30,7 @@ from sentinel.adapters.store.snapshot import (
 from sentinel.errors import StoreError
 
 __all__ = [
+    "AnyReader",
     "AnyStore",
     "Durability",
     "Journal",
@@ -70,7 +71,7 @@ class Store:
         except OSError as error:
             raise StoreError(
                 f"store {path} cannot be used ({error.strerror or error}): "
-                "check [store] path and that this user may write there"
+                "check [store] path, the room on its disk and that this user may write there"
             ) from error
         try:
             self.client_id, self.seed = _meta(path)
@@ -98,6 +99,7 @@ class Store:
 
 
 AnyStore = Store | MemoryStore
+AnyReader = JournalReader | MemoryJournal
 
 
 def open_reader(path: Path) -> JournalReader:

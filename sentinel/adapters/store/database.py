@@ -11,17 +11,29 @@ from urllib.parse import quote
 
 from sentinel.errors import StoreError, Unavailable
 
-SCHEMA_VERSION = 1
 WAL_LIMIT_BYTES = 64 << 20
+DAMAGED = "it is damaged; restore it from a backup or move the store away to start anew"
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """One kind of file: its mark, its tables, and its page size in bytes."""
+    """One kind of file.
+
+    Attributes:
+        application_id: its mark.
+        tables: statements that make one of version 1.
+        page_size: in bytes.
+        migrations: statements that make a file of each version one of the next, in order; a new file takes them all.
+    """
 
     application_id: int
     tables: str
     page_size: int = 4096
+    migrations: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> int:
+        return 1 + len(self.migrations)
 
 
 def connect(file: Path, schema: Schema, *, synchronous: str = "NORMAL", read_only: bool = False) -> sqlite3.Connection:
@@ -41,11 +53,14 @@ def connect(file: Path, schema: Schema, *, synchronous: str = "NORMAL", read_onl
         connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
         if not read_only:
             connection.execute("BEGIN")  # where it may not be written, fail now and not at the first turn
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            connection.execute(f"PRAGMA user_version = {schema.version}")
             connection.execute("ROLLBACK")
     except sqlite3.Error as error:
         connection.close()
         raise _unusable(file, error) from error
+    except UnicodeDecodeError as error:  # in what SQLite says of a damaged schema
+        connection.close()
+        raise damaged(file, str(error)) from error
     except StoreError:
         connection.close()
         raise
@@ -76,6 +91,11 @@ def failure(file: Path, error: sqlite3.Error) -> Exception:
     return _unusable(file, error)
 
 
+def damaged(file: Path, what: str) -> StoreError:
+    """What to raise where `file` holds what was never written."""
+    return StoreError(f"{file} cannot be used ({what}): {DAMAGED}")
+
+
 def pragma(connection: sqlite3.Connection, name: str) -> int:
     """The value of an integer pragma."""
     return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
@@ -90,29 +110,40 @@ def _prepare(connection: sqlite3.Connection, file: Path, schema: Schema, *, read
         _create(connection, schema)
     elif found != schema.application_id:
         raise StoreError(f"{file} belongs to another program; move it away or choose another [store] path")
-    elif version > SCHEMA_VERSION:
+    elif version > schema.version:
         raise StoreError(
-            f"{file} was written by a newer release (schema {version}, this one knows {SCHEMA_VERSION}); "
+            f"{file} was written by a newer release (schema {version}, this one knows {schema.version}); "
             "upgrade sentinel or choose another [store] path"
         )
+    elif version < schema.version:
+        if read_only:
+            raise StoreError(
+                f"{file} is of an older release; start `sentinel run` once, which brings it up to this one"
+            )
+        _write(connection, schema, ";".join(schema.migrations[version - 1 :]))
 
 
 def _create(connection: sqlite3.Connection, schema: Schema) -> None:
     connection.execute(f"PRAGMA page_size = {schema.page_size}")
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
+    _write(connection, schema, ";".join((schema.tables, *schema.migrations)))
+
+
+def _write(connection: sqlite3.Connection, schema: Schema, statements: str) -> None:
+    """Make a file one of this release, in one transaction; what breaks it off leaves the file as it was."""
     connection.execute("BEGIN IMMEDIATE")
-    for statement in schema.tables.split(";"):
+    for statement in statements.split(";"):
         connection.execute(statement)
     connection.execute(f"PRAGMA application_id = {schema.application_id}")
-    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    connection.execute(f"PRAGMA user_version = {schema.version}")
     connection.execute("COMMIT")
 
 
 def _unusable(file: Path, error: sqlite3.Error) -> StoreError:
     remedy = {
         "SQLITE_NOTADB": "it is not a database; move it away or choose another [store] path",
-        "SQLITE_CORRUPT": "it is damaged; restore it from a backup or move the store away to start anew",
+        "SQLITE_CORRUPT": DAMAGED,
         "SQLITE_CANTOPEN": "check that it exists and that this user may read and write its directory",
         "SQLITE_READONLY": "check that this user may write it and its directory",
         "SQLITE_FULL": "the disk is full; make room",

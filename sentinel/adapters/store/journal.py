@@ -21,9 +21,9 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from sentinel.adapters.store.database import Schema, connect, failure, pragma, transaction
+from sentinel.adapters.store.database import Schema, connect, damaged, failure, pragma, transaction
 from sentinel.errors import StoreError
-from sentinel.records import Command, Entry, Promotion, Readings, Timer
+from sentinel.records import Announcement, Command, Configuration, Entry, ProfileSpec, Promotion, Readings, Timer
 
 Durability = Literal["journal", "none"]
 Blob = bytes
@@ -42,9 +42,16 @@ CREATE TABLE entries (id INTEGER PRIMARY KEY, now REAL NOT NULL, kind TEXT NOT N
                       count INTEGER NOT NULL, body BLOB NOT NULL);
 CREATE INDEX entries_by_profile ON entries (profile, id, count)
 """,
+    migrations=("CREATE INDEX promotions ON entries (profile, id) WHERE kind = 'promotion'",),
 )
 
-_KINDS: dict[str, type[Command | Timer | Promotion]] = {"command": Command, "timer": Timer, "promotion": Promotion}
+_KINDS: dict[str, Callable[..., Entry]] = {
+    "command": Command,
+    "timer": Timer,
+    "promotion": Promotion,
+    "announcement": Announcement,
+    "configuration": lambda spec: Configuration(ProfileSpec.load(spec)),
+}
 _HEADER = struct.Struct("<4B4I")
 _CODEC = 1
 
@@ -151,14 +158,27 @@ class JournalReader:
             entries = tuple(self._entry(kind, name, body) for _, _, kind, name, body in parts)
             yield Turn(seq, float(parts[0][1]), entries)
 
-    def readings_count(self, profile: str) -> int:
-        """Readings of `profile` held. Takes about 50 ms a million turns."""
-        return int(self._query("SELECT total(count) FROM entries WHERE profile = ?", profile)[0][0])
+    def readings_count(self, profile: str, after: int = 0) -> int:
+        """Readings of `profile` held, of turns with seq > `after`. Takes about 50 ms a million turns."""
+        query = "SELECT total(count) FROM entries WHERE profile = ? AND id >= ?"
+        return int(self._query(query, profile, (after + 1) << PLACE_BITS)[0][0])
+
+    def first(self) -> int:
+        """Sequence number of the oldest turn held; above 1 where older ones were trimmed; 0: none is held."""
+        row = self._query("SELECT min(id) FROM entries")[0]
+        return 0 if row[0] is None else int(row[0]) >> PLACE_BITS
+
+    def promotions(self, profile: str) -> list[Promotion]:
+        """The promotions of `profile` held, oldest first: models that a replay needs."""
+        query = "SELECT body FROM entries WHERE kind = 'promotion' AND profile = ? ORDER BY id"
+        return [Promotion(**json.loads(body)) for (body,) in self._query(query, profile)]
 
     def bytes(self) -> int:
         """Size of what is held, free pages in the file left out."""
-        pages = pragma(self._connection, "page_count") - pragma(self._connection, "freelist_count")
-        return pages * pragma(self._connection, "page_size")
+        (pages,), (free,), (size,) = (
+            self._query(f"PRAGMA {name}")[0] for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
 
     def close(self) -> None:
         """Safe to call twice."""
@@ -189,17 +209,18 @@ class JournalReader:
             last = rows[-1][0]
 
     def _entry(self, kind: str, profile: str, body: Blob) -> Entry:
-        if kind == "readings":
-            return decode(body, profile, self._channels_of)
-        if kind not in _KINDS:
+        if kind != "readings" and kind not in _KINDS:
             raise StoreError(f"{self.file} holds an entry of unknown kind {kind!r}; upgrade sentinel")
-        return _KINDS[kind](**json.loads(body))
+        try:
+            return decode(body, profile, self._channels_of) if kind == "readings" else _KINDS[kind](**json.loads(body))
+        except (ValueError, TypeError, KeyError, struct.error) as error:
+            raise damaged(self.file, f"an entry of kind {kind!r}: {error}") from error
 
     def _channels_of(self, layout: int) -> tuple[str, ...]:
         if layout not in self._channels:
             rows = self._query("SELECT channels FROM layouts WHERE id = ?", layout)
             if not rows:
-                raise StoreError(f"{self.file} is damaged: layout {layout} is missing; restore it from a backup")
+                raise damaged(self.file, f"layout {layout} is missing")
             self._channels[layout] = tuple(json.loads(rows[0][0]))
         return self._channels[layout]
 
@@ -218,17 +239,20 @@ class Journal(JournalReader):
 
         Args:
             durability: "journal": a turn survives a power cut once `append` returned; "none": it
-                survives the end of the process alone.
+                survives the end of the process alone. Neither damages what was held before.
             after: the next turn's sequence number is above this, and above all that are held.
         """
-        self._synchronous = "FULL" if durability == "journal" else "OFF"
+        self._synchronous = "FULL" if durability == "journal" else "NORMAL"
         super().__init__(file)
         try:
             rows = self._query("SELECT channels, id FROM layouts")
+            self._layouts = {tuple(json.loads(text)): int(layout) for text, layout in rows}
+        except (ValueError, TypeError) as error:
+            self.close()
+            raise damaged(file, "a layout is none") from error
         except BaseException:
             self.close()
             raise
-        self._layouts = {tuple(json.loads(text)): int(layout) for text, layout in rows}
         self._last = max(super().last(), after)
         self._counts: dict[str, int] = {}
 
@@ -261,8 +285,10 @@ class Journal(JournalReader):
                 self._counts[entry.profile] += len(entry)
         return seq
 
-    def readings_count(self, profile: str) -> int:
-        """Readings of `profile` held. The first call for a profile takes about 50 ms a million turns."""
+    def readings_count(self, profile: str, after: int = 0) -> int:
+        """As of a reader; of all turns, the first call for a profile alone takes its time."""
+        if after:
+            return super().readings_count(profile, after)
         if profile not in self._counts:
             self._counts[profile] = super().readings_count(profile)
         return self._counts[profile]

@@ -17,7 +17,7 @@ import numpy as np
 from sentinel.adapters.store.journal import Turn
 from sentinel.adapters.store.snapshot import Key, Row, SnapshotImage
 from sentinel.errors import StoreError, Unavailable
-from sentinel.records import Entry, Readings, Timer
+from sentinel.records import Entry, Promotion, Readings, Timer
 
 STEP_TURNS = 512
 ENTRY_BYTES = 64
@@ -74,9 +74,16 @@ class MemoryJournal:
             if entries:
                 yield Turn(turn.seq, turn.now, entries)
 
-    def readings_count(self, profile: str) -> int:
-        entries = (entry for turn in self._disk.turns for entry in turn.entries)
+    def readings_count(self, profile: str, after: int = 0) -> int:
+        entries = (entry for turn in self._disk.turns if turn.seq > after for entry in turn.entries)
         return sum(len(entry) for entry in entries if isinstance(entry, Readings) and entry.profile == profile)
+
+    def first(self) -> int:
+        return self._disk.turns[0].seq if self._disk.turns else 0
+
+    def promotions(self, profile: str) -> list[Promotion]:
+        entries = (entry for turn in self._disk.turns for entry in turn.entries)
+        return [entry for entry in entries if isinstance(entry, Promotion) and entry.profile == profile]
 
     def bytes(self) -> int:
         return sum(map(_size, self._disk.turns))

@@ -15,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
 
-from sentinel.adapters.store.database import Schema, connect, failure, transaction
+from sentinel.adapters.store.database import Schema, connect, damaged, failure, transaction
 from sentinel.errors import SentinelError
 
 ROWS_A_STATEMENT = 128  # a statement gives the interpreter lock up once; a row each would queue for it each time
@@ -65,7 +65,8 @@ class Snapshot:
         self._connection = self._connect()
 
     def _connect(self) -> sqlite3.Connection:
-        return connect(self.file, SCHEMA, read_only=self._read_only)
+        # A snapshot is on disk before the journal lets go of what it stands for.
+        return connect(self.file, SCHEMA, synchronous="FULL", read_only=self._read_only)
 
     def save(self, position: int, now: float, meta: bytes, rows: Iterable[Row], deleted: Iterable[Key] = ()) -> None:
         """Replace `meta` and the given rows and remove the deleted devices, all or nothing. Blocks.
@@ -92,6 +93,8 @@ class Snapshot:
         if head is None:
             return None
         position, now, meta = head
+        if not isinstance(position, int) or not isinstance(now, float) or not isinstance(meta, bytes):
+            raise damaged(self.file, "its image is none")
         return SnapshotImage(position, now, meta, stream)
 
     def _stream(self) -> Iterator[Any]:
