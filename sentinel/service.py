@@ -25,7 +25,7 @@ from sentinel.adapters.http import HttpServer
 from sentinel.adapters.metrics import DeviceSeries, Metrics
 from sentinel.adapters.models import list_models, retire_models
 from sentinel.adapters.mqtt import Broker
-from sentinel.adapters.mqtt.client import MqttBroker, MqttOptions, TlsOptions
+from sentinel.adapters.mqtt.client import MqttBroker, MqttOptions
 from sentinel.adapters.notify import Notifier
 from sentinel.adapters.sinks import (
     AlertSink,
@@ -126,9 +126,6 @@ class Service:
 
     def _make_broker(self) -> MqttBroker:
         mqtt = self.settings.mqtt
-        tls = (
-            TlsOptions(**{k: v and str(v) for k, v in mqtt.tls.model_dump().items()}) if mqtt.tls is not None else None
-        )
         return MqttBroker(
             MqttOptions(
                 host=mqtt.host,
@@ -136,8 +133,8 @@ class Service:
                 version=mqtt.version,
                 client_id=mqtt.client_id or self.store.client_id,
                 username=mqtt.username,
-                password=mqtt.password(),
-                tls=tls,
+                password=mqtt.password,
+                tls=None if mqtt.tls is None else mqtt.tls.context,
                 qos=1 if mqtt.qos else 0,
                 keepalive=mqtt.keepalive,
                 session_expiry=mqtt.session_expiry,
@@ -705,6 +702,8 @@ class Service:
         if not self.broker.subscribed:
             reason = self.broker.last_error or "; ".join(self.broker.refused) or "waiting for the broker"
             reasons.append(f"not subscribed: {reason}")
+        elif self.broker.refused:
+            reasons.append(f"refused: {'; '.join(self.broker.refused)}")
         if self._store_error:
             reasons.append(f"journal: {self._store_error}")
         for name, stream in self.pipeline.profiles.items():
