@@ -21,7 +21,7 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from sentinel import __version__, trainer
-from sentinel.adapters.http import HttpServer
+from sentinel.adapters.http import Access, HttpServer
 from sentinel.adapters.metrics import DeviceSeries, Metrics
 from sentinel.adapters.models import list_models, retire_models
 from sentinel.adapters.mqtt import Broker
@@ -94,7 +94,16 @@ class Service:
         self.pipeline = Pipeline(specs, self.prefix)
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry, list(self.pipeline.profiles), settings.http.max_device_series, clock)
-        self.http = HttpServer(settings.http.host, settings.http.port, self.registry, self.health, self.ready)
+        http = settings.http
+        self.http = HttpServer(
+            http.host,
+            http.port,
+            self.registry,
+            self.health,
+            self.ready,
+            access=Access(http.token(), http.username, http.password()),
+            tls=None if http.tls is None else http.tls.context(),
+        )
         self.notifier = Notifier()
         self._writer = SnapshotWriter(self.store.snapshot, clock())
         self._learners = {

@@ -506,7 +506,9 @@ class TestTls:
                 )
             )
             drain_until(broker, lambda _: broker.subscribed)
-            talker = PlainClient(mosquitto.port, setup=lambda one: one.tls_set(str(authority.ca), *map(str, pair)))
+            talker = PlainClient(
+                mosquitto.port, setup=lambda one: one.tls_set(str(authority.ca), str(pair[0]), str(pair[1]))
+            )
             sent = [(f"plant/{count % 10}", b"%d" % count + bytes(500)) for count in range(2000)]
             sender = threading.Thread(target=talker.publish_all, args=(sent,))
             sender.start()
