@@ -10,7 +10,7 @@ import math
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,7 @@ from sentinel.adapters.sinks import (
     AlertSink,
     alerts_filter,
     command_filter,
+    is_command,
     parse_alert_topic,
     parse_command,
     status_topic,
@@ -39,7 +40,18 @@ from sentinel.adapters.store import AnyStore, Row, SnapshotReport, SnapshotWrite
 from sentinel.errors import ConfigError, ModelError, SentinelError, StoreError, Unavailable
 from sentinel.learner import Learner
 from sentinel.model.learn import warm
-from sentinel.records import Command, Entry, Fate, Message, ProfileSpec, Promotion, Readings, Timer, Transition
+from sentinel.records import (
+    Command,
+    CommandFate,
+    Entry,
+    Fate,
+    Message,
+    ProfileSpec,
+    Promotion,
+    Readings,
+    Timer,
+    Transition,
+)
 from sentinel.settings import Settings
 from sentinel.stream.alerts import FLEET, AlertBook
 from sentinel.stream.decode import Refusal, Template
@@ -53,6 +65,7 @@ HEALTHY_WITHIN = 10.0  # seconds since the last turn
 SHUTDOWN = 8.0  # seconds for all of it
 DEAD_LETTERS_A_SECOND = 10
 DEAD_LETTER_BYTES = 1024
+COMMANDS_A_SECOND = 100
 KEEP_MODELS = 3
 OVERFULL_FOR = 60.0  # seconds after the last refused device that its alert stays
 SYSTEM = "_system"
@@ -121,6 +134,7 @@ class Service:
         self._forgotten: list[tuple[str, str]] = []
         self._status: bytes = b""
         self._letters_left = float(DEAD_LETTERS_A_SECOND)
+        self._commands_left = COMMANDS_A_SECOND
         self._counted = {"reconnects": 0, "dropped": 0}
         self._store_error = ""
         self._restored = False
@@ -258,10 +272,10 @@ class Service:
         for message in messages:
             if not own(message.topic):
                 given.append(message)
+            elif is_command(self.prefix, message.topic):
+                commands += self._command(message)
             elif message.retain:
                 self._clear_if_stale(message)
-            elif (command := self._command(message)) is not None:
-                commands.append(command)
         turn = self.pipeline.push(given, now)
         for refusal in turn.decoded.refusals:
             self._dead_letter(refusal, given[refusal.message])
@@ -272,7 +286,6 @@ class Service:
             outcome = self.pipeline.profiles[command.profile].command(command, now)
             self._forget(command.profile, outcome)
             transitions += outcome.transitions
-            log.info("command", verb=command.verb, profile=command.profile, device=command.device)
         arrivals = [given[t.message].arrived if 0 <= t.message < len(given) else 0.0 for t in transitions]
         # In order: journal, publish, acknowledge. What a disk refuses is held, and done once it took it.
         self._held.append(partial(self._publish, transitions, arrivals))
@@ -324,16 +337,26 @@ class Service:
             done = time.perf_counter()
             self.metrics.publish_to_alert(done - arrived for arrived in latencies)
 
-    def _command(self, message: Message) -> Command | None:
-        """An operator's command, `{prefix}/command/{verb}/{profile}/{device}`; None: it is none that can be done."""
-        if not self.settings.mqtt.commands:
-            return None
-        found = parse_command(self.prefix, message.topic, message.payload)
-        if found is None or found.profile not in self.pipeline.profiles:
-            if message.topic.startswith(f"{self.prefix}/command/"):
-                log.warning("command refused", topic=message.topic[:200])
-            return None
-        return found
+    def _command(self, message: Message) -> list[Command]:
+        """The command in a message, if it can be done. Counts it and writes it down, whatever becomes of it."""
+        self._commands_left -= 1
+        if self._commands_left < 0:
+            self.metrics.command("rate_limited")
+            return []
+        found: Command | CommandFate = "off"
+        if self.settings.mqtt.commands:
+            # A retained one would be done again at each start.
+            found = "retained" if message.retain else parse_command(self.prefix, message.topic, message.payload)
+        if isinstance(found, Command):
+            stream = self.pipeline.profiles.get(found.profile)
+            if stream is not None and (found.device in stream.table.slot_of or found.device in stream.book.open):
+                self.metrics.command("accepted")
+                log.info("command", **asdict(found))
+                return [found]
+            found = "unknown_device"
+        self.metrics.command(found)
+        log.warning("command refused", outcome=found, topic=message.topic[:200])
+        return []
 
     def _clear_if_stale(self, message: Message) -> None:
         """At start the broker tells our own retained alerts; one that is no longer open is cleared."""
@@ -429,6 +452,7 @@ class Service:
     def _chores(self, now: float) -> None:
         self._greet(now)
         self._letters_left = float(DEAD_LETTERS_A_SECOND)
+        self._commands_left = COMMANDS_A_SECOND
         self._timers(now)
         for name, learner in self._learners.items():
             version = learner.poll(now)
