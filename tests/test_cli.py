@@ -255,6 +255,11 @@ def logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     structlog.reset_defaults()
 
 
+def raise_with_a_local(password: str) -> None:
+    secret = password
+    raise ValueError(len(secret))
+
+
 class TestLogs:
     def test_machines_get_json(self, logs: Callable[..., None]) -> None:
         stream = StringIO()
@@ -272,6 +277,20 @@ class TestLogs:
         assert "turn" in stream.getvalue()
         assert "messages=3" in stream.getvalue()
         assert "\x1b" not in stream.getvalue()
+
+    def test_a_traceback_shows_no_local_variable(
+        self, logs: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        password = os.urandom(8).hex()
+        for stream in (Terminal(), StringIO()):
+            logs(stream)
+            try:
+                raise_with_a_local(password)
+            except ValueError:
+                structlog.get_logger().exception("failed")
+                logging.getLogger("library").exception("failed")
+            assert stream.getvalue().count("Traceback") == 2
+            assert password not in stream.getvalue()
 
     def test_colours_unless_no_color_is_set(self, logs: Callable[..., None]) -> None:
         stream = Terminal()

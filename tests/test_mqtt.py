@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import os
 import socket
@@ -28,7 +26,7 @@ from sentinel.adapters.mqtt.outbox import Outbox, Publish
 from sentinel.adapters.mqtt.wire import Next, Wire
 from sentinel.records import Message
 from sentinel.settings import MqttSettings, TlsSettings
-from tests.brokers import Link, Mosquitto, PlainClient, plain_client, wait_until
+from tests.brokers import Link, Mosquitto, PlainClient, plain_client, wait_until, write_password
 from tests.certificates import Authority
 from tests.servers import free_port
 
@@ -632,7 +630,7 @@ class TestRefusals:
     def test_a_wrong_password_is_told_and_tried_until_it_is_right(
         self, tmp_path: Path, connect: Connect, version: Literal["3.1.1", "5"]
     ) -> None:
-        _write_password(tmp_path / "passwords", "sentinel", "right")
+        write_password(tmp_path / "passwords", "sentinel", "right")
         given = ["wrong"]
         with Mosquitto(tmp_path, options=[f"password_file {tmp_path}/passwords"]) as mosquitto:
             options = MqttOptions(
@@ -660,14 +658,14 @@ class TestRefusals:
     def test_an_unknown_user_is_told_and_let_in_once_the_broker_knows_him(
         self, tmp_path: Path, connect: Connect, username: str | None, told: str
     ) -> None:
-        _write_password(tmp_path / "passwords", "sentinel", "right")
+        write_password(tmp_path / "passwords", "sentinel", "right")
         with Mosquitto(tmp_path, options=[f"password_file {tmp_path}/passwords"]) as mosquitto:
             options = MqttOptions(port=mosquitto.port, client_id="p", username=username, password=lambda: None)
             broker = connect(options)
             drain_until(broker, lambda _: told in broker.last_error)
 
     def test_a_password_file_that_goes_away_is_told_and_waited_for(self, tmp_path: Path, connect: Connect) -> None:
-        _write_password(tmp_path / "passwords", "sentinel", "right")
+        write_password(tmp_path / "passwords", "sentinel", "right")
         secret = tmp_path / "secret"
         settings = MqttSettings(username="sentinel", password_file=secret)
         with Mosquitto(tmp_path, options=[f"password_file {tmp_path}/passwords"]) as mosquitto:
@@ -765,14 +763,6 @@ class TestRefusals:
     def test_a_broker_that_is_not_there_is_told(self, connect: Connect, host: str, told: str) -> None:
         broker = connect(MqttOptions(host=host, port=free_port()))
         drain_until(broker, lambda _: told in broker.last_error)
-
-
-def _write_password(path: Path, user: str, password: str) -> None:
-    """A password file of mosquitto: PBKDF2 with SHA-512."""
-    salt = b"0123456789ab"
-    key = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, 101)
-    path.write_text(f"{user}:$7$101${base64.b64encode(salt).decode()}${base64.b64encode(key).decode()}\n")
-    path.chmod(0o600)
 
 
 class TestConnection:

@@ -547,8 +547,9 @@ class TestSecretsAndCertificates:
         [
             (b"", "is empty: write the secret into it"),
             (b"\n", "is empty: write the secret into it"),
-            (b"hunter2\nhunter3\n", "must be one line of text"),
-            (b"hunter2\0", "must be one line of text"),
+            (b"hunter2\nhunter3\n", "must be one line of text of at most 4096 characters"),
+            (b"hunter2\0", "must be one line of text of at most 4096 characters"),
+            (b"x" * 4097, "must be one line of text of at most 4096 characters"),
             (b"hunter2\xff", "must be UTF-8 text"),
             (None, "cannot be read: No such file or directory"),
         ],

@@ -9,6 +9,7 @@ from pathlib import Path
 from sentinel.errors import ConfigError
 
 Key = tuple[str, ...]
+LONGEST_SECRET = 4096  # characters
 
 
 class FileProblem(ConfigError):
@@ -37,8 +38,10 @@ def secret(key: Key, path: Path | None) -> str | None:
         raise FileProblem(key, path, f"cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise FileProblem(key, path, "must be UTF-8 text") from None
-    if not text or not text.isprintable():
-        raise FileProblem(key, path, "must be one line of text" if text else "is empty: write the secret into it")
+    if not text:
+        raise FileProblem(key, path, "is empty: write the secret into it")
+    if not text.isprintable() or len(text) > LONGEST_SECRET:
+        raise FileProblem(key, path, f"must be one line of text of at most {LONGEST_SECRET} characters")
     return text
 
 
