@@ -239,6 +239,12 @@ def test_ready_says_what_is_missing(start: Callable[..., Bench]) -> None:
     assert reasons == ['profile pump: no model and learn = "never"; run `sentinel train`']
 
 
+def test_ready_says_what_the_broker_refuses_though_everything_is_heard(start: Callable[..., Bench]) -> None:
+    bench = start()
+    bench.broker.refused = ["sentinel/status: Not authorized; the broker must allow this client to publish"]
+    assert bench.service.ready() == (False, [f"refused: {bench.broker.refused[0]}"])
+
+
 def test_stale_retained_alerts_of_an_earlier_run_are_cleared(start: Callable[..., Bench]) -> None:
     bench = start()
     bench.broker.publish_from_outside("sentinel/alerts/pump/gone", b'{"id": "x"}', retain=True)
