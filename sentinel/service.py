@@ -733,9 +733,8 @@ class Service:
         """Whether nothing that is published is missed."""
         reasons = []
         if not self.broker.subscribed:
-            reason = self.broker.last_error or "; ".join(self.broker.refused) or "waiting for the broker"
-            reasons.append(f"not subscribed: {reason}")
-        elif self.broker.refused:
+            reasons.append(f"not subscribed: {self.broker.last_error or 'waiting for the broker'}")
+        if self.broker.refused:
             reasons.append(f"refused: {'; '.join(self.broker.refused)}")
         if self._store_error:
             reasons.append(f"journal: {self._store_error}")

@@ -748,7 +748,9 @@ class TestRefusals:
             drain_until(broker, lambda _: broker.refused)
             (told,) = broker.refused
             assert told.startswith("sentinel/status: Not authorized; the broker must allow this client to publish")
-            assert broker.subscribed, "what is heard is still heard"
+            drain_for(broker, 0.5)  # mosquitto 2.0 ends the connection after that, and takes the next
+            drain_until(broker, lambda _: broker.subscribed)
+            assert broker.refused == [told]
             assert broker.dropped == 1
             rules.write_text("topic readwrite #\n")
             os.kill(mosquitto.pid, 1)

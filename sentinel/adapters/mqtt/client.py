@@ -36,6 +36,7 @@ STABLE_AFTER = 10.0  # a connection that lasted so long resets the backoff
 WINDOW = 20  # publishes at QoS 1 without the broker's word; mosquitto's and paho's default
 FLUSH_BATCH = 10_000
 MOST_MUTED = 4  # topics with a refused publish that are told
+MUTED_FOR = 300.0  # seconds that one is told; over reconnects, for mosquitto 2.0 ends the connection after a refusal
 PUBACK = struct.Struct("!HH")
 PUBACK_SHORT = 0x4002
 
@@ -80,7 +81,9 @@ class MqttBroker:
         self._forbidden: dict[str, str] = {}  # topic filters refused, with the reason
         self._ask_again = 0.0
         self._asked = 0
-        self._muted: dict[str, str] = {}  # topics whose last publish was refused, with the reason
+        self._muted: dict[
+            str, tuple[str, float]
+        ] = {}  # topics whose last publish was refused, why, and until when it is told
         self._outbox = Outbox()
         self._window = WINDOW
         self._unconfirmed: dict[int, str] = {}  # packet ids of publishes at QoS 1, with the topic
@@ -106,7 +109,8 @@ class MqttBroker:
     @property
     def refused(self) -> list[str]:
         """See `Broker`."""
-        return [*self._forbidden.values(), *self._muted.values()]
+        now = time.monotonic()
+        return [*self._forbidden.values(), *(reason for reason, until in self._muted.values() if now < until)]
 
     @property
     def dropped(self) -> int:
@@ -320,7 +324,7 @@ class MqttBroker:
         self.epoch += 1
         self.reconnects += self.epoch > 1
         self.last_error = ""
-        self._forbidden, self._muted, self._asked = {}, {}, 0
+        self._forbidden, self._asked = {}, 0
         self._window = min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW))
         if self._wire is not None:
             self._wire.epoch = self.epoch
@@ -363,9 +367,12 @@ class MqttBroker:
             self._muted.pop(topic, None)
             return
         self._given_up += 1
+        now = time.monotonic()
+        self._muted = {muted: told for muted, told in self._muted.items() if now < told[1]}
         if topic not in self._muted and len(self._muted) < MOST_MUTED:
-            self._muted[topic] = forbidden("publish to", topic, reason, self._options.username)
-            log.error("publish refused", reason=self._muted[topic])
+            why = forbidden("publish to", topic, reason, self._options.username)
+            self._muted[topic] = why, now + MUTED_FOR
+            log.error("publish refused", reason=why)
 
     def _on_disconnect(
         self,
