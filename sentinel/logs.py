@@ -23,7 +23,9 @@ def configure_logs(stream: TextIO | None = None, *, level: int = logging.INFO) -
     ]
     render: list[structlog.typing.Processor]
     if stream.isatty() and "JOURNAL_STREAM" not in os.environ:
-        render = [structlog.dev.ConsoleRenderer(colors=not os.environ.get("NO_COLOR"))]
+        # Plain tracebacks: the default, with rich installed, prints local variables, and a local may be a secret.
+        plain = structlog.dev.plain_traceback
+        render = [structlog.dev.ConsoleRenderer(colors=not os.environ.get("NO_COLOR"), exception_formatter=plain)]
     else:
         render = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     structlog.configure(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -195,6 +195,12 @@ class Readings:
         return len(self.device)
 
 
+CommandVerb = Literal["acknowledge", "shelve", "normal", "forget"]
+COMMAND_VERBS: tuple[CommandVerb, ...] = get_args(CommandVerb)
+CommandFate = Literal["accepted", "bad_topic", "bad_payload", "unknown_device", "retained", "rate_limited", "off"]
+COMMAND_FATES: tuple[CommandFate, ...] = get_args(CommandFate)
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """An operator's word on a device's alerts, an input of the stream.
@@ -203,7 +209,7 @@ class Command:
         verb: acknowledge, shelve (for `seconds`), normal (feedback), forget (the device).
     """
 
-    verb: Literal["acknowledge", "shelve", "normal", "forget"]
+    verb: CommandVerb
     profile: str
     device: str
     seconds: float = 0.0

@@ -21,16 +21,17 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from sentinel import __version__, trainer, turns
-from sentinel.adapters.http import HttpServer
+from sentinel.adapters.http import Access, HttpServer
 from sentinel.adapters.metrics import DeviceSeries, Metrics
 from sentinel.adapters.models import list_models, retire_models
 from sentinel.adapters.mqtt import Broker
-from sentinel.adapters.mqtt.client import MqttBroker, MqttOptions, TlsOptions
+from sentinel.adapters.mqtt.client import MqttBroker, MqttOptions
 from sentinel.adapters.notify import Notifier
 from sentinel.adapters.sinks import (
     AlertSink,
     alerts_filter,
     command_filter,
+    is_command,
     parse_alert_topic,
     parse_command,
     status_topic,
@@ -41,6 +42,7 @@ from sentinel.learner import Learner
 from sentinel.model.learn import warm
 from sentinel.records import (
     Command,
+    CommandFate,
     Configuration,
     Entry,
     Fate,
@@ -64,6 +66,7 @@ HEALTHY_WITHIN = 10.0  # seconds since the last turn
 SHUTDOWN = 8.0  # seconds for all of it
 DEAD_LETTERS_A_SECOND = 10
 DEAD_LETTER_BYTES = 1024
+COMMANDS_A_SECOND = 100
 KEEP_MODELS = 3
 TRIM = 0.05  # seconds that trimming may take of each HOUSEKEEPING
 OVERFULL_FOR = 60.0  # seconds after the last refused device that its alert stays
@@ -106,7 +109,16 @@ class Service:
         self.pipeline = Pipeline(specs, self.prefix)
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry, list(self.pipeline.profiles), settings.http.max_device_series, clock)
-        self.http = HttpServer(settings.http.host, settings.http.port, self.registry, self.health, self.ready)
+        http = settings.http
+        self.http = HttpServer(
+            http.host,
+            http.port,
+            self.registry,
+            self.health,
+            self.ready,
+            access=Access(http.token(), http.username, http.password()),
+            tls=None if http.tls is None else http.tls.context(),
+        )
         self.notifier = Notifier()
         self._writer = SnapshotWriter(self.store.snapshot, clock())
         self._learners = {
@@ -124,6 +136,7 @@ class Service:
         self._forgotten: list[tuple[str, str]] = []
         self._status: bytes = b""
         self._letters_left = float(DEAD_LETTERS_A_SECOND)
+        self._commands_left = COMMANDS_A_SECOND
         self._counted = {"reconnects": 0, "dropped": 0}
         self._store_error = ""
         self._restored = False
@@ -141,9 +154,6 @@ class Service:
 
     def _make_broker(self) -> MqttBroker:
         mqtt = self.settings.mqtt
-        tls = (
-            TlsOptions(**{k: v and str(v) for k, v in mqtt.tls.model_dump().items()}) if mqtt.tls is not None else None
-        )
         return MqttBroker(
             MqttOptions(
                 host=mqtt.host,
@@ -151,8 +161,8 @@ class Service:
                 version=mqtt.version,
                 client_id=mqtt.client_id or self.store.client_id,
                 username=mqtt.username,
-                password=mqtt.password(),
-                tls=tls,
+                password=mqtt.password,
+                tls=None if mqtt.tls is None else mqtt.tls.context,
                 qos=1 if mqtt.qos else 0,
                 keepalive=mqtt.keepalive,
                 session_expiry=mqtt.session_expiry,
@@ -267,10 +277,10 @@ class Service:
         for message in messages:
             if not own(message.topic):
                 given.append(message)
+            elif is_command(self.prefix, message.topic):
+                commands += self._command(message)
             elif message.retain:
                 self._clear_if_stale(message)
-            elif (command := self._command(message)) is not None:
-                commands.append(command)
         turn = self.pipeline.push(given, now)
         for refusal in turn.decoded.refusals:
             self._dead_letter(refusal, given[refusal.message])
@@ -281,7 +291,6 @@ class Service:
             outcome = self.pipeline.profiles[command.profile].command(command, now)
             self._forget(command.profile, outcome)
             transitions += outcome.transitions
-            log.info("command", verb=command.verb, profile=command.profile, device=command.device)
         arrivals = [given[t.message].arrived if 0 <= t.message < len(given) else 0.0 for t in transitions]
         # In order: journal, publish, acknowledge. What a disk refuses is held, and done once it took it.
         self._held.append(partial(self._publish, transitions, arrivals))
@@ -335,16 +344,26 @@ class Service:
             done = time.perf_counter()
             self.metrics.publish_to_alert(done - arrived for arrived in latencies)
 
-    def _command(self, message: Message) -> Command | None:
-        """An operator's command, `{prefix}/command/{verb}/{profile}/{device}`; None: it is none that can be done."""
-        if not self.settings.mqtt.commands:
-            return None
-        found = parse_command(self.prefix, message.topic, message.payload)
-        if found is None or found.profile not in self.pipeline.profiles:
-            if message.topic.startswith(f"{self.prefix}/command/"):
-                log.warning("command refused", topic=message.topic[:200])
-            return None
-        return found
+    def _command(self, message: Message) -> list[Command]:
+        """The command in a message, if it can be done. Counts it and writes it down, whatever becomes of it."""
+        self._commands_left -= 1
+        if self._commands_left < 0:
+            self.metrics.command("rate_limited")
+            return []
+        found: Command | CommandFate = "off"
+        if self.settings.mqtt.commands:
+            # A retained one would be done again at each start.
+            found = "retained" if message.retain else parse_command(self.prefix, message.topic, message.payload)
+        if isinstance(found, Command):
+            stream = self.pipeline.profiles.get(found.profile)
+            if stream is not None and (found.device in stream.table.slot_of or found.device in stream.book.open):
+                self.metrics.command("accepted")
+                log.info("command", **asdict(found))
+                return [found]
+            found = "unknown_device"
+        self.metrics.command(found)
+        log.warning("command refused", outcome=found, topic=message.topic[:200])
+        return []
 
     def _clear_if_stale(self, message: Message) -> None:
         """At start the broker tells our own retained alerts; one that is no longer open is cleared."""
@@ -440,6 +459,7 @@ class Service:
     def _chores(self, now: float) -> None:
         self._greet(now)
         self._letters_left = float(DEAD_LETTERS_A_SECOND)
+        self._commands_left = COMMANDS_A_SECOND
         self._timers(now)
         for name, learner in self._learners.items():
             # A promotion reads the journal: it waits until all that the stream took is there.
@@ -748,8 +768,9 @@ class Service:
         """Whether nothing that is published is missed."""
         reasons = []
         if not self.broker.subscribed:
-            reason = self.broker.last_error or "; ".join(self.broker.refused) or "waiting for the broker"
-            reasons.append(f"not subscribed: {reason}")
+            reasons.append(f"not subscribed: {self.broker.last_error or 'waiting for the broker'}")
+        if self.broker.refused:
+            reasons.append(f"refused: {'; '.join(self.broker.refused)}")
         if self._store_error:
             reasons.append(f"journal: {self._store_error}")
         for name, stream in self.pipeline.profiles.items():

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -160,8 +160,26 @@ def load(models: Path, profile: str, version: str) -> Loaded:
     Raises:
         ModelError: it is missing, damaged, or not of this release.
     """
-    tensors, manifest = load_model(model_path(models, profile, version))
+    tensors, manifest = load_model(model_path(models, profile, version), _check)
     return archive.unpack(tensors, manifest), manifest, tensors
+
+
+def _check(manifest: Mapping[str, Any]) -> None:
+    """The detector's part, and the devices that were saved with it."""
+    archive.check(manifest, others=(_ROWS,))
+    devices, rows = manifest.get("devices"), manifest["tensors"].get(_ROWS)
+    if (
+        not isinstance(devices, list)
+        or not all(isinstance(device, str) for device in devices)
+        or not isinstance(manifest.get("table_channels"), list)
+        or not all(isinstance(channel, str) for channel in manifest["table_channels"])
+        or not isinstance(manifest.get("pending"), list)
+        or type(manifest.get("position")) is not int
+        or not isinstance(manifest.get("trained"), int | float)
+        or (rows is not None and (rows["dtype"] != "uint8" or len(rows["shape"]) != 2))
+        or (rows["shape"][0] if rows is not None else 0) != len(devices)
+    ):
+        raise ModelError("the model's manifest does not say which devices it was saved with; train anew")
 
 
 def shadow(
@@ -178,7 +196,7 @@ def shadow(
     }
     try:
         stream.restore(data, detector, zip(manifest["devices"], blobs, strict=True))
-    except ValueError as error:
+    except (ValueError, TypeError, LookupError) as error:
         msg = f"model {detector.version}: devices do not fit: {error}; train anew"
         raise ModelError(msg) from None
     return stream

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import signal
 import socket
 import subprocess
@@ -20,7 +22,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from sentinel.adapters.mqtt.memory import Delivery
 from tests.servers import binary, free_port
 
-__all__ = ["Link", "Mosquitto", "PlainClient", "free_port", "plain_client", "wait_until"]
+__all__ = ["Link", "Mosquitto", "PlainClient", "free_port", "plain_client", "wait_until", "write_password"]
 
 
 def wait_until(condition: Callable[[], object], timeout: float = 10.0, what: str = "") -> None:
@@ -117,6 +119,14 @@ class Mosquitto:
         self._process.send_signal(number)
         self._process.wait(10)
         self._process = None
+
+
+def write_password(path: Path, user: str, password: str) -> None:
+    """A password file of mosquitto: PBKDF2 with SHA-512."""
+    salt = b"0123456789ab"
+    key = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, 101)
+    path.write_text(f"{user}:$7$101${base64.b64encode(salt).decode()}${base64.b64encode(key).decode()}\n")
+    path.chmod(0o600)
 
 
 class PlainClient:

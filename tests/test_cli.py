@@ -257,6 +257,28 @@ def logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     structlog.reset_defaults()
 
 
+@pytest.mark.parametrize("command", ["run", "check-config"])
+def test_a_certificate_that_is_none_ends_the_start_with_2_and_says_where(tmp_path: Path, command: str) -> None:
+    (tmp_path / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\nrubbish\n-----END CERTIFICATE-----\n")
+    (tmp_path / "s.toml").write_text('[mqtt]\ntls = { ca = "ca.pem" }\n[profiles.a]\ntopic = "a/{device}"\n')
+    done = subprocess.run(
+        [sys.executable, "-m", "sentinel", command, "--config", "s.toml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    told = f'error: s.toml:2: mqtt.tls.ca = "{tmp_path}/ca.pem": holds no certificate in PEM form\n'
+    assert done.stderr == told
+
+
+def raise_with_a_local(password: str) -> None:
+    secret = password
+    raise ValueError(len(secret))
+
+
 class TestLogs:
     def test_machines_get_json(self, logs: Callable[..., None]) -> None:
         stream = StringIO()
@@ -274,6 +296,20 @@ class TestLogs:
         assert "turn" in stream.getvalue()
         assert "messages=3" in stream.getvalue()
         assert "\x1b" not in stream.getvalue()
+
+    def test_a_traceback_shows_no_local_variable(
+        self, logs: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        password = os.urandom(8).hex()
+        for stream in (Terminal(), StringIO()):
+            logs(stream)
+            try:
+                raise_with_a_local(password)
+            except ValueError:
+                structlog.get_logger().exception("failed")
+                logging.getLogger("library").exception("failed")
+            assert stream.getvalue().count("Traceback") == 2
+            assert password not in stream.getvalue()
 
     def test_colours_unless_no_color_is_set(self, logs: Callable[..., None]) -> None:
         stream = Terminal()

@@ -75,7 +75,9 @@ class TestSystemdUnit:
         assert unit["Restart"] == ["on-failure"]
         assert unit["DynamicUser"] == ["yes"]
         assert unit["StateDirectory"] == ["sentinel"]
-        assert unit["LoadCredential"][0].startswith("mqtt_password:")
+        credentials = [value.split(":")[0] for value in unit["LoadCredential"]]
+        assert credentials == ["mqtt_password", "http_token", "http_password"]
+        assert unit["RestartPreventExitStatus"] == ["2"]
 
 
 class TestPrometheusFiles:

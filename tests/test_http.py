@@ -1,18 +1,27 @@
 from __future__ import annotations
 
+import base64
+import hmac
 import http.client
 import json
 import logging
 import socket
+import ssl
 import threading
 import time
+import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
-from sentinel.adapters.http import HttpServer
+from sentinel.adapters.http import MOST_CONNECTIONS, MOST_HEADER_BYTES, Access, HttpServer
 from sentinel.errors import SentinelError
+from sentinel.settings.schema import HttpTlsSettings
+from tests.brokers import wait_until
+from tests.certificates import Authority
 
 
 class Daemon:
@@ -80,6 +89,230 @@ class TestHealth:
         assert get(server, "/readyz")[0] == 503
         daemon.ready = (True, [])
         assert get(server, "/readyz")[0] == 200
+
+
+TOKEN, PASSWORD = "s3cret-token", "pass:wörd"
+
+
+def serve(daemon: Daemon, access: Access, tls: ssl.SSLContext | None = None) -> HttpServer:
+    server = HttpServer(
+        "127.0.0.1", 0, daemon.registry, lambda: daemon.health, lambda: daemon.ready, access=access, tls=tls
+    )
+    server.start()
+    return server
+
+
+@pytest.fixture
+def closed(daemon: Daemon) -> Iterator[HttpServer]:
+    """A server that asks who is there."""
+    server = serve(daemon, Access(TOKEN, "me", PASSWORD))
+    yield server
+    server.stop()
+
+
+def basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+def exchange(server: HttpServer, request: bytes) -> bytes:
+    """What a server says to raw bytes, until it closes."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
+        client.sendall(request)
+        answer = b""
+        with suppress(ConnectionResetError):
+            while part := client.recv(65536):
+                answer += part
+        return answer
+
+
+class TestAccess:
+    @pytest.mark.parametrize("authorization", [f"Bearer {TOKEN}", f"bearer  {TOKEN}", basic("me", PASSWORD)])
+    def test_the_right_secret_opens(self, closed: HttpServer, authorization: str) -> None:
+        for path in ("/", "/metrics", "/readyz"):
+            assert get(closed, path, Authorization=authorization)[0] == 200
+
+    @pytest.mark.parametrize(
+        "authorization",
+        [
+            "",
+            "Bearer",
+            "Bearer ",
+            TOKEN,
+            f"Basic {TOKEN}",
+            "Bearer " + basic("me", PASSWORD).split()[1],
+            f"Bearer {TOKEN}x",
+            f"Bearer {TOKEN[:-1]}",
+            basic("you", PASSWORD),
+            basic("me", "wrong"),
+            basic("me", ""),
+            "Basic ???",
+            "Bearer \xff",
+        ],
+    )
+    def test_any_other_is_401_and_told_how_to_ask(self, closed: HttpServer, daemon: Daemon, authorization: str) -> None:
+        Counter("bolts", "Bolts.", registry=daemon.registry)
+        for path in ("/", "/metrics", "/etc/passwd"):
+            connection = http.client.HTTPConnection("127.0.0.1", closed.port, timeout=5)
+            connection.request("GET", path, headers={"Authorization": authorization} if authorization else {})
+            response = connection.getresponse()
+            assert response.status == 401
+            assert response.headers.get_all("www-authenticate") == ["Bearer", 'Basic realm="sentinel", charset="UTF-8"']
+            assert b"bolts" not in response.read()
+            connection.close()
+
+    def test_probes_need_no_secret_and_learn_no_reasons(self, closed: HttpServer, daemon: Daemon) -> None:
+        daemon.ready = (False, ["profile pump has no model"])
+        assert get(closed, "/healthz")[0] == 200
+        status, _, body = get(closed, "/readyz")
+        assert (status, json.loads(body)) == (503, {"ok": False, "reasons": []})
+        status, _, body = get(closed, "/readyz", Authorization=f"Bearer {TOKEN}")
+        assert (status, json.loads(body)["reasons"]) == (503, ["profile pump has no model"])
+
+    def test_one_scheme_alone_is_the_only_one_offered(self, daemon: Daemon) -> None:
+        assert Access(TOKEN).schemes == ["Bearer"]
+        assert not Access(TOKEN).allows(basic("None", "None"))
+        assert not Access(None, "me", PASSWORD).allows("Bearer None")
+        assert Access().schemes == []
+        assert Access().allows("")
+
+    def test_secrets_are_compared_in_constant_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        compared: list[tuple[bytes, bytes]] = []
+
+        def compare(given: bytes, wanted: bytes) -> bool:
+            compared.append((given, wanted))
+            return given == wanted
+
+        monkeypatch.setattr(hmac, "compare_digest", compare)
+        assert Access(TOKEN, "me", PASSWORD).allows(f"Bearer {TOKEN}")
+        assert len(compared) == 2, "each secret, whichever scheme was asked with"
+
+    def test_an_access_does_not_show_its_secrets(self) -> None:
+        assert repr(Access(TOKEN, "me", PASSWORD)) == "Access(username='me')"
+
+
+class TestTls:
+    def test_https_alone_is_answered(self, daemon: Daemon, tmp_path: Path) -> None:
+        authority = Authority(tmp_path)
+        cert, key = authority.issue("server")
+        server = serve(daemon, Access(TOKEN), HttpTlsSettings(cert=cert, key=key).context())
+        assert server.url == f"https://127.0.0.1:{server.port}"
+        trusting = ssl.create_default_context(cafile=authority.ca)
+        client = http.client.HTTPSConnection("127.0.0.1", server.port, timeout=5, context=trusting)
+        client.request("GET", "/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
+        assert client.getresponse().status == 200
+        client.close()
+        assert exchange(server, b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n") == b""
+        old = ssl.create_default_context(cafile=authority.ca)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            old.minimum_version, old.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
+        with pytest.raises(OSError), socket.create_connection(("127.0.0.1", server.port), timeout=5) as plain:
+            old.wrap_socket(plain, server_hostname="127.0.0.1")
+        server.stop()
+
+    def test_handshakes_that_never_come_do_not_keep_others_out(
+        self, daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sentinel.adapters.http.CONNECTION_SECONDS", 0.5)
+        authority = Authority(tmp_path)
+        cert, key = authority.issue("server")
+        server = serve(daemon, Access(), HttpTlsSettings(cert=cert, key=key).context())
+        trusting = ssl.create_default_context(cafile=authority.ca)
+
+        def answers() -> bool:
+            client = http.client.HTTPSConnection("127.0.0.1", server.port, timeout=5, context=trusting)
+            try:
+                client.request("GET", "/healthz")
+                return client.getresponse().status == 200
+            except OSError:
+                return False
+            finally:
+                client.close()
+
+        with ExitStack() as silent:
+            for _ in range(2 * MOST_CONNECTIONS):
+                silent.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            wait_until(answers, 10)
+        server.stop()
+
+
+class TestLimits:
+    """Nobody changes anything, and nobody takes more than his share."""
+
+    @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "BREW"])
+    def test_a_method_that_might_change_something_is_405(self, closed: HttpServer, method: str) -> None:
+        for path in ("/", "/metrics", "/healthz", "/readyz", "/command/forget/pump/d0"):
+            answer = exchange(closed, f"{method} {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n".encode())
+            assert answer.startswith(b"HTTP/1.1 405 ")
+            assert b"\r\nallow: GET, HEAD\r\n" in answer
+
+    def test_head_has_no_body(self, server: HttpServer) -> None:
+        answer = exchange(server, b"HEAD /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert answer.endswith(b"\r\n\r\n")
+
+    @pytest.mark.parametrize("header", ["Content-Length: 5", "Transfer-Encoding: chunked"])
+    def test_a_body_is_413_and_not_waited_for(self, server: HttpServer, header: str) -> None:
+        answer = exchange(server, f"GET /metrics HTTP/1.1\r\nHost: a\r\n{header}\r\n\r\n".encode())
+        assert answer.startswith(b"HTTP/1.1 413 ")
+
+    def test_a_header_over_16_kib_is_refused(self, server: HttpServer) -> None:
+        answer = exchange(server, b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * MOST_HEADER_BYTES)
+        assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 431 "))
+
+    def test_a_connection_is_closed_after_its_answer(self, server: HttpServer) -> None:
+        request = b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: keep-alive\r\n\r\n"
+        assert exchange(server, request + request).count(b"HTTP/1.1 200 ") == 1
+
+    def test_a_header_that_never_ends_is_cut(self, daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("sentinel.adapters.http.CONNECTION_SECONDS", 0.5)
+        server = serve(daemon, Access())
+        begun = time.monotonic()
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as slow:
+            slow.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n")
+            with suppress(OSError):
+                while time.monotonic() < begun + 5:
+                    slow.sendall(b"X: y\r\n")
+                    time.sleep(0.05)
+        assert 0.4 < time.monotonic() - begun < 3
+        server.stop()
+
+    def test_an_answer_that_is_never_read_is_cut(self, daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("sentinel.adapters.http.CONNECTION_SECONDS", 0.5)
+        gauge = Gauge("much", "Much.", ["n"], registry=daemon.registry)
+        for n in range(50_000):
+            gauge.labels("n" * 100 + str(n)).set(n)
+        server = serve(daemon, Access())
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as slow:
+            slow.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+            time.sleep(3)
+            size = 0
+            with suppress(ConnectionResetError):
+                while part := slow.recv(1 << 20):
+                    size += len(part)
+        assert size < len(generate_latest(daemon.registry))
+        assert get(server, "/healthz")[0] == 200
+        server.stop()
+
+    def test_too_many_connections_are_closed_at_once_and_descriptors_stay_bounded(self, server: HttpServer) -> None:
+        def descriptors() -> int:
+            return len(list(Path("/proc/self/fd").iterdir()))
+
+        wait_until(lambda: answers(server), 5)
+        before = descriptors()
+        with ExitStack() as idle:
+            for _ in range(3 * MOST_CONNECTIONS):
+                idle.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            wait_until(lambda: descriptors() - before <= 4 * MOST_CONNECTIONS + 2, 5)
+            with pytest.raises(OSError):
+                get(server, "/healthz")
+        wait_until(lambda: answers(server), 5)
+
+
+def answers(server: HttpServer) -> bool:
+    with suppress(OSError):
+        return get(server, "/healthz")[0] == 200
+    return False
 
 
 class TestServer:

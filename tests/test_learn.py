@@ -1,13 +1,17 @@
 """Learning: what is learned forecasts, holds over saving, and refuses what does not fit."""
 
+import copy
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from sentinel import trainer
 from sentinel.adapters.models import load_model, model_path, save_model
 from sentinel.errors import ModelError
 from sentinel.model import archive, features, learn
@@ -300,6 +304,109 @@ def test_a_damaged_model_is_refused_with_the_reason(damage: str) -> None:
         manifest["format"] = 99
     with pytest.raises(ModelError, match="train anew"):
         archive.unpack(tensors, manifest)
+
+
+def change(manifest: dict[str, Any], path: str, value: object) -> None:
+    *tables, name = path.split(".")
+    for table in tables:
+        manifest = manifest[table]
+    manifest[name] = value
+
+
+HOSTILE_FIELDS: list[tuple[str, object]] = [
+    ("model", None),
+    ("model", []),
+    ("model.cell", "os.system"),
+    ("model.cell", ["lstm"]),
+    ("model.layers", 10**9),
+    ("model.hidden", 0),
+    ("model.hidden", 1 << 40),
+    ("model.hidden", True),
+    ("model.hidden", "8"),
+    ("model.dropout", float("inf")),
+    ("model.horizons", []),
+    ("model.horizons", [8, 1]),
+    ("model.horizons", [1, 10**18]),
+    ("model.horizons", [1021, 1023, 1024]),
+    ("model.weights", "other"),
+    ("channels", []),
+    ("channels", "pressure"),
+    ("channels", ["a", "a", "b"]),
+    ("channels", [1, 2, 3]),
+    ("networks", None),
+    ("learned_until", [1.0]),
+    ("calendar", 1),
+    ("calendar", None),
+    ("bins", -1),
+    ("bins", 10**9),
+    ("interval", 0),
+    ("interval", float("nan")),
+    ("interval", "1"),
+    ("declared", "yes"),
+    ("shift_values_only", None),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), HOSTILE_FIELDS)
+def test_a_manifest_that_no_training_wrote_is_refused_with_the_field(path: str, value: object) -> None:
+    tensors, manifest = archive.pack(fleets.learned(declared=True).detector)
+    manifest = copy.deepcopy(manifest)
+    change(manifest, path, value)
+    with pytest.raises(ModelError, match=rf"bad {path}.*train anew"):
+        archive.unpack(tensors, manifest)
+
+
+HOSTILE_TENSORS: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
+    "weights of another dtype": lambda t: t.update({"weight.head_bias": t["weight.head_bias"].double()}),
+    "integers for numbers": lambda t: t.update({"prior": t["prior"].nan_to_num().to(torch.int64)}),
+    "a weight of NaN": lambda t: t["weight.cross_y"].fill_(math.nan),
+    "a weight without bound": lambda t: t["weight.weight_hh_l0"].view(-1)[3].fill_(math.inf),
+    "a location of NaN": lambda t: t["scale.location"][1].fill_(math.nan),
+    "a spread of 0": lambda t: t["scale.spread"][0].zero_(),
+    "a negative spread": lambda t: t["scale.spread"][0].fill_(-1),
+    "a shift that is not finite": lambda t: t["shift.precision"][0].fill_(math.inf),
+    "a shift of two lengths": lambda t: t.update({"shift.most": t["shift.most"][:-1]}),
+    "a shift without its rest": lambda t: t.pop("shift.precision"),
+    "rank": lambda t: t.update({"longest_run": t["longest_run"][:, None]}),
+}
+
+
+@pytest.mark.parametrize("damage", HOSTILE_TENSORS)
+def test_tensors_that_no_training_wrote_are_refused(damage: str) -> None:
+    tensors, manifest = archive.pack(fleets.learned(declared=True).detector)
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    HOSTILE_TENSORS[damage](tensors)
+    with pytest.raises(ModelError, match=r"model tensor .*train anew"):
+        archive.unpack(tensors, manifest)
+
+
+def test_shapes_are_checked_from_the_manifest_alone_before_any_weight_is_read(tmp_path: Path) -> None:
+    tensors, manifest = archive.pack(fleets.learned(declared=True).detector)
+    larger = manifest | {"model": manifest["model"] | {"hidden": 1024}}
+    rows = {"devices.rows": torch.zeros((2, 3), dtype=torch.uint8)}
+    devices: dict[str, Any] = {
+        "devices": ["a", "b"],
+        "table_channels": [],
+        "pending": [],
+        "position": 0,
+        "trained": 0.0,
+    }
+    saved = {
+        "sizes": save_model(tmp_path, "pump", tensors | rows, larger | devices),
+        "code": save_model(tmp_path, "pump", tensors | rows | {"code": torch.ones(3)}, manifest | devices),
+        "devices": save_model(tmp_path, "pump", tensors | rows, manifest | devices | {"devices": ["a"]}),
+        "pending": save_model(tmp_path, "pump", tensors | rows, manifest | devices | {"pending": None}),
+    }
+    told = {
+        "sizes": r"model tensor weight\.weight_ih_l0: expected float32 \[1, 4096, 13\], found float32 \[1, 32, 13\]",
+        "code": "model tensor code: no release writes it",
+        "devices": "does not say which devices",
+        "pending": "does not say which devices",
+    }
+    for fault, version in saved.items():
+        (model_path(tmp_path, "pump", version) / "weights.safetensors").unlink()
+        with pytest.raises(ModelError, match=told[fault]):
+            trainer.load(tmp_path, "pump", version)
 
 
 class TestNetworkOfItsOwn:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +160,100 @@ def test_weights_that_do_not_fit_the_manifest_are_refused(
 def test_a_directory_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be read"):
         load_model(tmp_path / "none")
+
+
+# --- a model that somebody made up, its hashes in order ---
+
+
+def forge(root: Path, header: bytes, data: bytes = b"", **manifest: object) -> Path:
+    """A model directory that agrees with itself: anybody can reckon a hash."""
+    weights = len(header).to_bytes(8, "little") + header + data
+    content = {"schema": 1, "tensors": {}, "weights_bytes": len(weights)} | manifest
+    content["weights_sha256"] = hashlib.sha256(weights).hexdigest()
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    version = hashlib.sha256(text.encode()).hexdigest()[:12]
+    path = root / "pump" / version
+    path.mkdir(parents=True)
+    (path / "weights.safetensors").write_bytes(weights)
+    (path / "manifest.json").write_text(json.dumps(content | {"version": version}))
+    return path
+
+
+ONE = {"a": {"dtype": "float32", "shape": [2]}}
+
+
+@pytest.mark.parametrize(
+    ("header", "data", "manifest", "complaint"),
+    [
+        (b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', bytes(8), {}, "does not fit its manifest in a"),
+        (b'{"a":{"dtype":"F64","shape":[2],"data_offsets":[0,16]}}', bytes(16), {"tensors": ONE}, "does not fit"),
+        (b'{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}', bytes(12), {"tensors": ONE}, "does not fit"),
+        (b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,80]}}', bytes(8), {"tensors": ONE}, "cannot be read"),
+        (b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[-8,0]}}', bytes(8), {"tensors": ONE}, "cannot be read"),
+        (b'{"a":[]}', b"", {"tensors": ONE}, "does not fit"),
+        (b"[]", b"", {"tensors": ONE}, "does not fit"),
+        (b"{", b"", {}, "cannot be read"),
+        (b"[" * 100_000, b"", {}, "cannot be read"),
+        (b"\xff" * 10, b"", {}, "cannot be read"),
+        (b"{}", b"", {"tensors": []}, "does not say what the weights are"),
+        (b"{}", b"", {"tensors": {"a": 1}}, "does not say what the weights are"),
+        (b"{}", b"", {"tensors": {"a": {"dtype": 1, "shape": []}}}, "does not say what the weights are"),
+        (b"{}", b"", {"weights_bytes": "10"}, "does not say what the weights are"),
+        (b"{}", b"", {"schema": True}, "not a model's manifest"),
+    ],
+)
+def test_weights_that_lie_are_refused(
+    tmp_path: Path, header: bytes, data: bytes, manifest: dict[str, object], complaint: str
+) -> None:
+    with pytest.raises(ModelError, match=complaint):
+        load_model(forge(tmp_path, header, data, **manifest))
+
+
+@pytest.mark.parametrize("length", [1 << 63, (1 << 64) - 1, 50 << 20])
+def test_a_header_that_claims_to_be_huge_is_not_read(tmp_path: Path, length: int) -> None:
+    path = forge(tmp_path, b"{}")
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "weights.safetensors").write_bytes(length.to_bytes(8, "little") + b"{}")
+    assert manifest["weights_bytes"] == 10
+    tracemalloc.start()
+    with pytest.raises(ModelError, match=f"its header would have {length} bytes"):
+        load_model(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+def test_weights_are_not_read_before_the_manifest_was_checked(saved: Path) -> None:
+    (saved / "weights.safetensors").unlink()
+
+    def check(manifest: Mapping[str, Any]) -> None:
+        raise ModelError(f"not {sorted(manifest['tensors'])}")
+
+    with pytest.raises(ModelError, match=r"not .*spread"):
+        load_model(saved, check)
+
+
+@pytest.mark.parametrize(
+    "version",
+    ["../../../etc", "..", ".", "", "/etc", "a/b", "0123456789ab/", "0123456789AB", "0123456789ab\n", "é" * 12],
+)
+def test_a_version_that_is_a_path_is_refused(tmp_path: Path, version: str) -> None:
+    with pytest.raises(ModelError, match="is no version of a model"):
+        model_path(tmp_path, "pump", version)
+
+
+def test_a_manifest_that_names_another_version_than_its_directory_is_refused(saved: Path) -> None:
+    moved = saved.rename(saved.with_name("0123456789ab"))
+    with pytest.raises(ModelError, match=f"is not named as its version {saved.name}"):
+        load_model(moved)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "weights.safetensors"])
+def test_a_pipe_or_a_device_in_place_of_a_file_is_refused_and_not_waited_for(saved: Path, name: str) -> None:
+    (saved / name).unlink()
+    os.mkfifo(saved / name)
+    with pytest.raises(ModelError, match="not a regular file"):
+        load_model(saved)
+    (saved / name).unlink()
+    (saved / name).symlink_to("/dev/zero")
+    with pytest.raises(ModelError, match="not a regular file"):
+        load_model(saved)

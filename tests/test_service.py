@@ -8,14 +8,16 @@ import jsonschema
 import numpy as np
 import orjson
 import pytest
+from structlog.testing import capture_logs
 
 from sentinel import trainer
 from sentinel.adapters.mqtt.memory import MemoryBroker
+from sentinel.adapters.mqtt.outbox import Publish
 from sentinel.adapters.sinks import load_schema
 from sentinel.adapters.store import MemoryStore
 from sentinel.adapters.store.memory import MemoryDisk
 from sentinel.errors import StoreError
-from sentinel.service import Service
+from sentinel.service import COMMANDS_A_SECOND, Service
 from sentinel.settings import Settings, load_settings
 from sentinel.stream.pipeline import ProfileStream
 from tests import fleets
@@ -237,6 +239,12 @@ def test_ready_says_what_is_missing(start: Callable[..., Bench]) -> None:
     assert reasons == ['profile pump: no model and learn = "never"; run `sentinel train`']
 
 
+def test_ready_says_what_the_broker_refuses_though_everything_is_heard(start: Callable[..., Bench]) -> None:
+    bench = start()
+    bench.broker.refused = ["sentinel/status: Not authorized; the broker must allow this client to publish"]
+    assert bench.service.ready() == (False, [f"refused: {bench.broker.refused[0]}"])
+
+
 def test_stale_retained_alerts_of_an_earlier_run_are_cleared(start: Callable[..., Bench]) -> None:
     bench = start()
     bench.broker.publish_from_outside("sentinel/alerts/pump/gone", b'{"id": "x"}', retain=True)
@@ -273,15 +281,102 @@ def test_commands_are_refused_unless_they_are_configured(start: Callable[..., Be
     for topic, payload in (
         ("acknowledge/pump/d0", b""),
         ("shelve/pump/d0", b'{"seconds": 60}'),
-        ("shelve/pump/d0", b'{"seconds": "x"}'),
-        ("nonsense/pump/d0", b""),
-        ("acknowledge/nobody/d0", b""),
         ("forget/pump/d0", b""),
     ):
         again.broker.publish_from_outside(f"sentinel/command/{topic}", payload)
         again.turn(1.0)
     assert [a["state"] for a in again.alerts()] == ["acknowledged", "shelved", "resolved"]
     assert "d0" not in again.service.pipeline.profiles["pump"].table.slot_of
+    assert again.metric("sentinel_commands_total", outcome="accepted") == 3
+
+
+@pytest.mark.parametrize(
+    ("topic", "payload", "outcome"),
+    [
+        ("shelve/pump/d0", b'{"seconds": "x"}', "bad_payload"),
+        ("shelve/pump/d0", b'{"seconds": 1e9}', "bad_payload"),
+        ("acknowledge/pump/d0", b"please", "bad_payload"),
+        ("nonsense/pump/d0", b"", "bad_topic"),
+        ("acknowledge/pump", b"", "bad_topic"),
+        ("acknowledge/nobody/d0", b"", "unknown_device"),
+        ("forget/pump/d9", b"", "unknown_device"),
+        ("forget/pump/../pump/d0", b"", "unknown_device"),
+    ],
+)
+def test_a_command_that_cannot_be_done_changes_nothing_and_is_counted_and_written_down(
+    start: Callable[..., Bench], tmp_path: Path, topic: str, payload: bytes, outcome: str
+) -> None:
+    (tmp_path / "sentinel.toml").write_text("[mqtt]\ncommands = true\n" + CONFIG)
+    bench = start(settings=load_settings(tmp_path / "sentinel.toml"), model=False)
+    bench.tick("d0", 0, np.array([99.0, 20.0, 60.0]))
+    bench.turn(1.0)
+    before = bench.store.journal.last()
+    with capture_logs() as logs:
+        bench.broker.publish_from_outside(f"sentinel/command/{topic}", payload)
+        bench.turn()
+    told = {
+        "event": "command refused",
+        "log_level": "warning",
+        "outcome": outcome,
+        "topic": f"sentinel/command/{topic}",
+    }
+    assert told in logs
+    assert bench.metric("sentinel_commands_total", outcome=outcome) == 1
+    assert bench.store.journal.last() == before
+    assert [a["state"] for a in bench.alerts()] == ["firing"]
+    assert "d0" in bench.service.pipeline.profiles["pump"].table.slot_of
+
+
+def test_a_command_that_is_done_is_written_down_with_all_that_it_says(
+    start: Callable[..., Bench], tmp_path: Path
+) -> None:
+    (tmp_path / "sentinel.toml").write_text("[mqtt]\ncommands = true\n" + CONFIG)
+    bench = start(settings=load_settings(tmp_path / "sentinel.toml"), model=False)
+    bench.tick("d0", 0, np.array([99.0, 20.0, 60.0]))
+    bench.turn(1.0)
+    with capture_logs() as logs:
+        bench.broker.publish_from_outside("sentinel/command/shelve/pump/d0", b'{"seconds": 60}')
+        bench.turn()
+    said = {"verb": "shelve", "profile": "pump", "device": "d0", "seconds": 60.0}
+    assert {"event": "command", "log_level": "info"} | said in logs
+
+
+def test_a_retained_command_is_not_done_again_at_a_start(start: Callable[..., Bench], tmp_path: Path) -> None:
+    (tmp_path / "sentinel.toml").write_text("[mqtt]\ncommands = true\n" + CONFIG)
+    settings = load_settings(tmp_path / "sentinel.toml")
+    bench = start(settings=settings, model=False)
+    bench.tick("d0", 0, np.array([99.0, 20.0, 60.0]))
+    bench.turn(1.0)
+    bench.broker.publish_from_outside("sentinel/command/forget/pump/d0", b"", retain=True)
+    bench.broker.retained["sentinel/command/forget/pump/d0"] = Publish(
+        "sentinel/command/forget/pump/d0", b"{}", 1, True
+    )
+    bench.turn(1.0)
+    bench.tick("d0", 5, np.array([9.0, 20.0, 60.0]))
+    bench.turn(1.0)
+    bench.broker.disconnect()
+    bench.turn(5.0)
+    bench.turn(5.0)
+    assert bench.metric("sentinel_commands_total", outcome="retained") == 1
+    assert "d0" in bench.service.pipeline.profiles["pump"].table.slot_of
+
+
+def test_commands_over_the_rate_are_counted_and_not_done(start: Callable[..., Bench], tmp_path: Path) -> None:
+    (tmp_path / "sentinel.toml").write_text("[mqtt]\ncommands = true\n" + CONFIG)
+    bench = start(settings=load_settings(tmp_path / "sentinel.toml"), model=False)
+    bench.tick("d0", 0, fleets.healthy(1)[0])
+    bench.turn(2.0)
+    with capture_logs() as logs:
+        for _ in range(COMMANDS_A_SECOND + 50):
+            bench.broker.publish_from_outside("sentinel/command/acknowledge/pump/d0", b"")
+        bench.turn()
+    assert bench.metric("sentinel_commands_total", outcome="accepted") == COMMANDS_A_SECOND
+    assert bench.metric("sentinel_commands_total", outcome="rate_limited") == 50
+    assert len(logs) <= COMMANDS_A_SECOND + 1
+    bench.turn(2.0)
+    bench.broker.publish_from_outside("sentinel/command/acknowledge/pump/d0", b"")
+    bench.turn()
+    assert bench.metric("sentinel_commands_total", outcome="accepted") == COMMANDS_A_SECOND + 1
 
 
 def test_more_devices_than_allowed_are_one_system_alert(start: Callable[..., Bench], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 import subprocess
 import sys
 import tomllib
@@ -42,6 +43,7 @@ from sentinel.settings.values import (
     show_duration,
     show_size,
 )
+from tests.certificates import Authority
 
 ROOT = Path(__file__).parent.parent
 
@@ -93,8 +95,14 @@ def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
 def load(folder: Path, text: str) -> Settings:
     file = folder / "s.toml"
+    (folder / "word").write_text("word\n")
     file.write_text(text)
     return load_settings(file)
 
@@ -204,13 +212,14 @@ class TestTheFile:
         text = '[profiles.a]\ntopic = "a/{channel}"\ndevice = { path = "id" }\n'
         assert load(tmp_path, text).specs()[0].device_path == ("id",)
 
-    def test_paths_are_relative_to_the_file(self, tmp_path: Path) -> None:
+    def test_paths_are_relative_to_the_file(self, tmp_path: Path, authority: Authority) -> None:
         (tmp_path / "secret").write_text("hunter2\n")
-        text = '[mqtt]\nusername = "me"\npassword_file = "secret"\ntls = { ca = "secret" }\n[store]\npath = "../x"\n'
+        (tmp_path / "ca.pem").write_bytes(authority.ca.read_bytes())
+        text = '[mqtt]\nusername = "me"\npassword_file = "secret"\ntls = { ca = "ca.pem" }\n[store]\npath = "../x"\n'
         settings = load(tmp_path, text)
         assert settings.store.path == tmp_path.parent / "x"
         assert settings.mqtt.tls is not None
-        assert settings.mqtt.tls.ca == tmp_path / "secret"
+        assert settings.mqtt.tls.ca == tmp_path / "ca.pem"
         assert settings.mqtt.password() == "hunter2"
         assert load(tmp_path, "").store.path == tmp_path / "state"
 
@@ -224,7 +233,7 @@ class TestTheFile:
 
     def test_the_complete_example_names_every_key_and_its_default(self) -> None:
         text = (ROOT / "config" / "sentinel.toml").read_text()
-        text = re.sub(r'(?m)^# (?=\[mqtt\.tls\]|[a-z_]+ = ["\d{])', "", text)
+        text = re.sub(r'(?m)^# (?=\[(?:mqtt|http)\.tls\]|[a-z_]+ = ["\d{])', "", text)
         example = tomllib.loads(text)
         for row in settings_reference():
             value: object = example
@@ -339,7 +348,7 @@ REFUSED_KEYS = {
     "[mqtt]\npassword_file = 5": "s.toml:2: mqtt.password_file = 5: must be a path",
     '[mqtt]\npassword_file = "none"\nusername = "me"': 's.toml:2: mqtt.password_file = "none": '
     "cannot be read: No such file or directory",
-    '[mqtt]\npassword_file = "s.toml"': "s.toml:2: mqtt.password_file: needs mqtt.username: "
+    '[mqtt]\npassword_file = "word"': "s.toml:2: mqtt.password_file: needs mqtt.username: "
     'version "3.1.1" has no password without a user name',
     '[mqtt]\ntls = { ca = "none" }': 's.toml:2: mqtt.tls.ca = "none": cannot be read: No such file or directory',
     "[mqtt]\ntls = true": "s.toml:2: mqtt.tls = true: must be a table with the keys ca, cert, key",
@@ -350,7 +359,8 @@ REFUSED_KEYS = {
     "[mqqt]\nport = 1": "s.toml:1: mqqt: unknown key; did you mean mqtt?",
     "keepalive = 5": "s.toml:1: keepalive: unknown key; did you mean mqtt.keepalive?",
     '_env_file = "x"': "s.toml:1: _env_file: unknown key; known here: mqtt, http, store, profiles",
-    "[http]\nzzz = 1": "s.toml:2: http.zzz: unknown key; known here: host, port, max_device_series",
+    "[http]\nzzz = 1": "s.toml:2: http.zzz: unknown key; known here: host, port, "
+    "token_file, username, password_file, tls, max_device_series",
     TOPIC + 'budget = "1/day"': "s.toml:3: profiles.pump.budget: unknown key; did you mean profiles.pump.alert_budget?",
     TOPIC + "[profiles.pump.model]\nhiden = 3": "s.toml:4: profiles.pump.model.hiden: unknown key; "
     "did you mean profiles.pump.model.hidden?",
@@ -529,6 +539,105 @@ class TestRefusals:
         assert caught.value.problems == [f'--broker "{url.replace("me:hunter2", "***")}": {reason}']
 
 
+class TestSecretsAndCertificates:
+    """What is in the files is looked at before anything starts, and never told."""
+
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            (b"", "is empty: write the secret into it"),
+            (b"\n", "is empty: write the secret into it"),
+            (b"hunter2\nhunter3\n", "must be one line of text of at most 4096 characters"),
+            (b"hunter2\0", "must be one line of text of at most 4096 characters"),
+            (b"x" * 4097, "must be one line of text of at most 4096 characters"),
+            (b"hunter2\xff", "must be UTF-8 text"),
+            (None, "cannot be read: No such file or directory"),
+        ],
+    )
+    @pytest.mark.parametrize("key", ["mqtt.password_file", "http.password_file", "http.token_file"])
+    def test_a_file_that_holds_no_secret_is_refused_without_what_it_holds(
+        self, tmp_path: Path, key: str, content: bytes | None, reason: str
+    ) -> None:
+        if content is not None:
+            (tmp_path / "secret").write_bytes(content)
+        table, name = key.split(".")
+        username = 'username = "me"\n' if name == "password_file" else ""
+        (problem,) = problems(tmp_path, f'[{table}]\n{name} = "secret"\n{username}')
+        assert problem == f's.toml:2: {key} = "secret": {reason}'
+
+    def test_half_a_basic_authentication_is_refused(self, tmp_path: Path) -> None:
+        assert problems(tmp_path, '[http]\nusername = "me"\n') == ["s.toml:2: http.username: needs http.password_file"]
+        assert problems(tmp_path, '[http]\npassword_file = "word"\n') == [
+            "s.toml:2: http.password_file: needs http.username"
+        ]
+
+    def test_secrets_of_http_are_taken_from_systemd_credentials(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "http_token").write_text("a token\n")
+        (tmp_path / "http_password").write_text("a password\n")
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+        settings = load(tmp_path, '[http]\nusername = "me"\n')
+        assert (settings.http.token(), settings.http.password()) == ("a token", "a password")
+        assert settings.origin("http", "token_file") == "systemd credential"
+
+    def test_the_fitting_certificate_and_key_are_taken_by_both_ends(self, tmp_path: Path, authority: Authority) -> None:
+        cert, key = authority.issue("mine")
+        chain = f'cert = "{cert}", key = "{key}"'
+        settings = load(tmp_path, f'[mqtt]\ntls = {{ ca = "{authority.ca}", {chain} }}\n[http]\ntls = {{ {chain} }}\n')
+        assert settings.mqtt.tls is not None
+        assert settings.http.tls is not None
+        assert settings.mqtt.tls.context().verify_mode is ssl.CERT_REQUIRED
+        assert settings.mqtt.tls.context().check_hostname
+        assert settings.http.tls.context().minimum_version >= ssl.TLSVersion.TLSv1_2
+
+    @pytest.mark.parametrize("table", ["mqtt", "http"])
+    @pytest.mark.parametrize(
+        ("cert", "key", "told"),
+        [
+            ("rubbish", "mine.key", 'tls.cert = "rubbish": holds no certificate in PEM form'),
+            ("mine.key", "mine.key", 'tls.cert = "mine.key": holds no certificate in PEM form'),
+            ("mine.crt", "rubbish", 'tls.key = "rubbish": holds no usable private key in PEM form'),
+            ("mine.crt", "other.key", 'tls.key = "other.key": is not the key of the certificate mine.crt'),
+            ("mine.crt", "locked.key", 'tls.key = "locked.key": is encrypted: give a key without a passphrase'),
+            ("mine.crt", "none", 'tls.key = "none": cannot be read: No such file or directory'),
+            ("none", "mine.key", 'tls.cert = "none": cannot be read: No such file or directory'),
+        ],
+    )
+    def test_a_certificate_or_key_that_cannot_be_used_is_refused(
+        self, tmp_path: Path, authority: Authority, table: str, cert: str, key: str, told: str
+    ) -> None:
+        for name in ("mine", "other"):
+            for file in authority.issue(name):
+                (tmp_path / file.name).write_bytes(file.read_bytes())
+        (tmp_path / "locked.key").write_bytes(authority.encrypted(tmp_path / "mine.key"))
+        (tmp_path / "rubbish").write_text("rubbish")
+        (problem,) = problems(tmp_path, f'[{table}]\ntls = {{ cert = "{cert}", key = "{key}" }}\n')
+        assert problem.startswith(f"s.toml:2: {table}.{told}")
+
+    def test_an_authority_that_is_none_is_refused(self, tmp_path: Path) -> None:
+        assert problems(tmp_path, '[mqtt]\ntls = { ca = "word" }\n') == [
+            's.toml:2: mqtt.tls.ca = "word": holds no certificate in PEM form'
+        ]
+
+    @pytest.mark.parametrize(
+        ("text", "warned"),
+        [
+            ('[http]\nhost = "0.0.0.0"\n', ['http.host = "0.0.0.0" without http.token_file or http.password_file']),
+            ('[http]\nhost = "::1"\n', []),
+            ('[http]\nhost = "localhost"\n', []),
+            ('[http]\nhost = "10.0.0.1"\ntoken_file = "word"\n', ["http.token_file or http.password_file without"]),
+            ('[mqtt]\nhost = "b"\nusername = "me"\npassword_file = "word"\n', ["mqtt.username without mqtt.tls"]),
+            ('[mqtt]\nusername = "me"\npassword_file = "word"\ncommands = true\n', []),
+            ("[mqtt]\ncommands = true\n", ["mqtt.commands on a broker that takes anonymous clients"]),
+        ],
+    )
+    def test_what_leaves_a_door_open_is_a_warning(self, tmp_path: Path, text: str, warned: list[str]) -> None:
+        told = load(tmp_path, text + TOPIC).warnings()
+        assert len(told) == len(warned)
+        assert all(one.startswith(begin) for one, begin in zip(told, warned, strict=True))
+
+
 class TestWarnings:
     def test_a_sound_configuration_has_none(self, tmp_path: Path) -> None:
         assert load(tmp_path, WHOLE).warnings() == []
@@ -701,7 +810,7 @@ class TestReference:
             for pattern in FIELDS
             if not any(other[: len(pattern)] == pattern and other != pattern for other in FIELDS)
         }
-        tables = {"mqtt.tls", "profiles.NAME.channels", "profiles.NAME.time", "profiles.NAME.device"}
+        tables = {"mqtt.tls", "http.tls", "profiles.NAME.channels", "profiles.NAME.time", "profiles.NAME.device"}
         assert set(rows) == leaves | tables
         assert all(row.description and row.type for row in rows.values())
         assert rows["mqtt.port"] == ("mqtt.port", "whole number from 1 to 65535", "1883", "the broker's port")
@@ -721,10 +830,10 @@ class TestReference:
 
 class TestCheckConfig:
     def test_it_prints_a_file_that_loads_to_the_same_settings(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, authority: Authority, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (tmp_path / "secret").write_text("hunter2")
-        extra = 'username = "me"\npassword_file = "secret"\ntls = { ca = "secret" }\n'
+        extra = f'username = "me"\npassword_file = "secret"\ntls = {{ ca = "{authority.ca}" }}\n'
         (tmp_path / "s.toml").write_text(WHOLE.replace('"127.0.0.1"\nport = 1883\n', f'"b\\u00e4r"\n{extra}'))
         check_config(tmp_path / "s.toml")
         printed = capsys.readouterr()

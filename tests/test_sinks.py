@@ -17,7 +17,18 @@ from sentinel.adapters import sinks
 from sentinel.adapters.mqtt import memory
 from sentinel.adapters.mqtt.client import MqttBroker, MqttOptions
 from sentinel.adapters.sinks import AlertSink, Place
-from sentinel.records import ALERT_KINDS, Alert, AlertKind, AlertState, ChannelView, Severity, Transition
+from sentinel.records import (
+    ALERT_KINDS,
+    COMMAND_FATES,
+    Alert,
+    AlertKind,
+    AlertState,
+    ChannelView,
+    Command,
+    CommandFate,
+    Severity,
+    Transition,
+)
 from tests.brokers import Mosquitto, plain_client, wait_until
 
 SCHEMA = sinks.load_schema()
@@ -134,6 +145,50 @@ class TestTopics:
     @pytest.mark.parametrize("topic", ["sentinel/alerts/pump", "sentinel/events/pump/a", "other/alerts/pump/a", ""])
     def test_other_topics_are_not_taken_for_alerts(self, topic: str) -> None:
         assert sinks.parse_alert_topic("sentinel", topic) is None
+
+
+class TestCommands:
+    """What operators may say, and nothing else."""
+
+    @pytest.mark.parametrize(
+        ("verb", "payload", "expected"),
+        [
+            ("acknowledge", b"", 0.0),
+            ("normal", b"{}", 0.0),
+            ("forget", b"", 0.0),
+            ("shelve", b"", 3600.0),
+            ("shelve", b"{}", 3600.0),
+            ("shelve", b'{"seconds": 0.5}', 0.5),
+            ("shelve", b'{"seconds": 31622400}', sinks.LONGEST_SHELF),
+            ("shelve", b'{"seconds": 31622401}', "bad_payload"),
+            ("shelve", b'{"seconds": 0}', "bad_payload"),
+            ("shelve", b'{"seconds": -1}', "bad_payload"),
+            ("shelve", b'{"seconds": true}', "bad_payload"),
+            ("shelve", b'{"seconds": "60"}', "bad_payload"),
+            ("shelve", b'{"seconds": NaN}', "bad_payload"),
+            ("shelve", b'{"seconds": 1e999}', "bad_payload"),
+            ("shelve", b'{"seconds": 60, "by": "me"}', "bad_payload"),
+            ("shelve", b"60", "bad_payload"),
+            ("shelve", b"[" * 100_000, "bad_payload"),
+            ("shelve", b'{"seconds": 60}' + b" " * 2000, "bad_payload"),
+            ("acknowledge", b'{"seconds": 60}', "bad_payload"),
+            ("delete", b"", "bad_topic"),
+            ("", b"", "bad_topic"),
+        ],
+    )
+    def test_a_command_is_taken_only_as_it_is_described(
+        self, verb: str, payload: bytes, expected: float | CommandFate
+    ) -> None:
+        found = sinks.parse_command("sentinel", f"sentinel/command/{verb}/pump/hall/pump-7", payload)
+        if isinstance(found, Command):
+            assert found == Command(found.verb, "pump", "hall/pump-7", float(expected))
+        else:
+            assert found == expected
+
+    @given(st.text(), st.binary())
+    def test_any_topic_and_payload_is_a_command_or_a_reason(self, rest: str, payload: bytes) -> None:
+        found = sinks.parse_command("sentinel", f"sentinel/command/{rest}", payload)
+        assert isinstance(found, Command) or found in COMMAND_FATES
 
 
 class TestSchema:

@@ -1,26 +1,40 @@
-"""The HTTP endpoint: metrics and health, answered from a thread of its own."""
+"""The HTTP endpoint: metrics and health, answered from a thread of its own. Nothing that it answers changes anything."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import hmac
 import os
 import socket
+import ssl
 import threading
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 import structlog
 import uvicorn
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sentinel.errors import SentinelError
 
 Check = Callable[[], tuple[bool, list[str]]]
 """Whether all is well, and if not, why. Called from the HTTP thread; must not block."""
+
+MOST_CONNECTIONS = 64  # at a time, TLS handshakes included; more are closed at once
+CONNECTION_SECONDS = 20.0  # for handshake, request and answer, of which there is one a connection
+MOST_HEADER_BYTES = 16384
+METHODS = ("GET", "HEAD")
+PROBES = ("/healthz", "/readyz")
 
 _INDEX = """<!doctype html>
 <html lang="en">
@@ -37,22 +51,65 @@ _INDEX = """<!doctype html>
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may read: those with the bearer token, and those with the user name and password. None of them: everybody."""
+
+    token: str | None = field(default=None, repr=False)
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+    @property
+    def schemes(self) -> list[str]:
+        """Values of WWW-Authenticate."""
+        bearer = [] if self.token is None else ["Bearer"]
+        return bearer if self.password is None else [*bearer, 'Basic realm="sentinel", charset="UTF-8"']
+
+    def allows(self, authorization: str) -> bool:
+        """Whether the value of a header Authorization opens. Takes as long for any wrong secret."""
+        expected = []
+        if self.token is not None:
+            expected.append(("bearer", self.token.encode()))
+        if self.password is not None:
+            expected.append(("basic", base64.b64encode(f"{self.username}:{self.password}".encode())))
+        scheme, _, given = authorization.partition(" ")
+        secret = given.strip().encode("latin-1", "replace")
+        found = [hmac.compare_digest(secret, wanted) and scheme.lower() == kind for kind, wanted in expected]
+        return any(found) or not expected
+
+
 class HttpServer:
     """Serves `/metrics`, `/healthz`, `/readyz` and `/` until stopped.
 
     `/metrics` is in the plain text format, or OpenMetrics for a client that asks for it. `/healthz` and `/readyz`
-    answer 200 or 503 with `{"ok": …, "reasons": […]}`.
+    answer 200 or 503 with `{"ok": …, "reasons": […]}`; those who may not read get no reasons, but the answer itself:
+    a probe has no secret, and what it learns is that the process works.
+
+    Bounded, so that nobody takes the process's memory, threads or descriptors: connections and their time, one request
+    each, the size of its header, no body.
 
     Args:
         port: 0: any free one, see `port` after `start`.
+        tls: None: none.
     """
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, health: Check, ready: Check) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        health: Check,
+        ready: Check,
+        *,
+        access: Access = Access(),
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.host = host
         self.port = port
         self._registry = registry
         self._health = health
         self._ready = ready
+        self._access = access
         self._thread: threading.Thread | None = None
         app = Starlette(
             routes=[
@@ -62,26 +119,31 @@ class HttpServer:
                 Route("/readyz", self._readyz),
             ]
         )
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                http="h11",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=1,
-            )
+        config = uvicorn.Config(
+            _Guard(app, access),
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="error",  # what strangers send is not worth a line each
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            headers=[("connection", "close")],
+            h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+            timeout_graceful_shutdown=1,
         )
+        config.load()
+        config.ssl = tls
+        self._scheme = "http" if tls is None else "https"
+        self._server = uvicorn.Server(config)
 
     @property
     def url(self) -> str:
         """Base address that a client on this machine can use."""
         wildcards = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - recognised, not bound
         host = wildcards.get(self.host, self.host)
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return f"{self._scheme}://[{host}]:{self.port}" if ":" in host else f"{self._scheme}://{host}:{self.port}"
 
     def start(self) -> None:
         """Bind and begin to answer.
@@ -109,7 +171,8 @@ class HttpServer:
             family, _, _, _, address = socket.getaddrinfo(
                 self.host or None, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )[0]
-            return socket.create_server(address, family=family, backlog=128)
+            with socket.create_server(address, family=family, backlog=128) as opened:
+                return _Listener(fileno=opened.detach())
         except OSError as error:
             reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
             raise SentinelError(
@@ -124,13 +187,62 @@ class HttpServer:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(self._registry), headers={"content-type": content_type})
 
-    async def _healthz(self, _: Request) -> Response:
-        return _answer(self._health)
+    async def _healthz(self, request: Request) -> Response:
+        return self._answer(request, self._health)
 
-    async def _readyz(self, _: Request) -> Response:
-        return _answer(self._ready)
+    async def _readyz(self, request: Request) -> Response:
+        return self._answer(request, self._ready)
+
+    def _answer(self, request: Request, check: Check) -> Response:
+        ok, reasons = check()
+        told = reasons if self._access.allows(request.headers.get("authorization", "")) else []
+        return JSONResponse({"ok": ok, "reasons": told}, status_code=200 if ok else 503)
 
 
-def _answer(check: Check) -> Response:
-    ok, reasons = check()
-    return JSONResponse({"ok": ok, "reasons": reasons}, status_code=200 if ok else 503)
+class _Guard:
+    """Lets through requests that only read, carry nothing, and may read; answers all others itself."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app = app
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        answer: ASGIApp = self._app
+        if scope["method"] not in METHODS:
+            answer = Response("nothing here changes anything\n", 405, {"allow": ", ".join(METHODS)})
+        elif headers.get("content-length", "0").strip() != "0" or "transfer-encoding" in headers:
+            answer = Response("a request has no body here\n", 413)
+        elif scope["path"] not in PROBES and not self._access.allows(headers.get("authorization", "")):
+            answer = Response("who are you?\n", 401)
+            for scheme in self._access.schemes:
+                answer.headers.append("www-authenticate", scheme)
+        await answer(scope, receive, send)
+
+
+class _Listener(socket.socket):
+    """Accepts `MOST_CONNECTIONS` at a time and cuts each after `CONNECTION_SECONDS`, whatever it does or does not do.
+
+    That is below TLS and HTTP, so a handshake or a header that never ends, and an answer that is never read, are bounded
+    alike. For asyncio, whose loop calls `accept`.
+    """
+
+    def __init__(self, fileno: int) -> None:
+        super().__init__(fileno=fileno)
+        self._open: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+    def accept(self) -> tuple[socket.socket, object]:
+        connection, address = super().accept()
+        if sum(one.fileno() >= 0 for one in self._open) >= MOST_CONNECTIONS:
+            connection.close()
+            raise BlockingIOError  # none for now; asyncio comes again for the next
+        self._open.add(connection)
+        asyncio.get_running_loop().call_later(CONNECTION_SECONDS, _cut, weakref.ref(connection))
+        return connection, address
+
+
+def _cut(reference: weakref.ref[socket.socket]) -> None:
+    connection = reference()
+    if connection is not None and connection.fileno() >= 0:
+        with suppress(OSError):  # it is gone already
+            connection.shutdown(socket.SHUT_RDWR)

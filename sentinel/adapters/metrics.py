@@ -18,7 +18,19 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from sentinel import __version__
-from sentinel.records import ALERT_KINDS, DEVICE_STATES, FATES, AlertKind, Bools, DeviceState, Fate, Floats, Ints
+from sentinel.records import (
+    ALERT_KINDS,
+    COMMAND_FATES,
+    DEVICE_STATES,
+    FATES,
+    AlertKind,
+    Bools,
+    CommandFate,
+    DeviceState,
+    Fate,
+    Floats,
+    Ints,
+)
 
 Stage = Literal["score", "journal", "publish"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -208,6 +220,13 @@ DEAD_LETTERS_SUPPRESSED = Metric(
     "counter",
     "sentinel_dead_letters_suppressed_total",
     "Refused messages over the dead-letter rate limit, counted only. Growing: a sender floods; find it and stop it.",
+)
+COMMANDS = Metric(
+    "counter",
+    "sentinel_commands_total",
+    "Messages on the command topics, by what became of them; the log has a line for each but those that are rate_limited. "
+    "Any outcome but accepted growing: see there what is sent, and let the broker say who may.",
+    {"outcome": COMMAND_FATES},
 )
 PUBLISHES_DROPPED = Metric(
     "counter",
@@ -464,6 +483,10 @@ class Metrics(Collector):
         """Add refused messages: copied to the dead-letter topic, and over its rate limit."""
         self._counters[DEAD_LETTERS].inc(sent)
         self._counters[DEAD_LETTERS_SUPPRESSED].inc(suppressed)
+
+    def command(self, fate: CommandFate) -> None:
+        """Add a message on the command topics."""
+        self._counters[COMMANDS].labels(fate).inc()
 
     def publishes_dropped(self, n: int) -> None:
         """Add own publishes given up."""

@@ -15,12 +15,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from importlib import resources
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 from urllib.parse import unquote
 
 import orjson
 
-from sentinel.records import Alert, Command, Transition
+from sentinel.records import COMMAND_VERBS, Alert, Command, CommandFate, Transition
 
 SCHEMA_FILE = "alert.schema.json"
 FLEET = "_fleet"
@@ -28,12 +28,7 @@ SYSTEM = "_system"
 EMPTY_LEVEL = "%"
 COMMAND_LEVELS = 3
 LONGEST_SHELF = 366 * 86400.0  # seconds
-VERBS: dict[str, Literal["acknowledge", "shelve", "normal", "forget"]] = {
-    "acknowledge": "acknowledge",
-    "shelve": "shelve",
-    "normal": "normal",
-    "forget": "forget",
-}
+LONGEST_COMMAND = 1024  # bytes of payload
 MAX_LEVELS = 100  # of a device id; brokers bound the depth of a topic (mosquitto at 200)
 # What a topic may not hold, or what has a meaning there: wildcards, "$", our own "%", controls, lone
 # surrogates and noncharacters (MQTT 5, 1.5.4).
@@ -112,27 +107,40 @@ def parse_alert_topic(prefix: str, topic: str) -> Place | None:
     return Place(unquote(profile, errors="surrogatepass"), None if device == FLEET else decode_device(device))
 
 
-def parse_command(prefix: str, topic: str, payload: bytes) -> Command | None:
-    """A command from `{prefix}/command/{verb}/{profile}/{device}`; None: it is none.
+def is_command(prefix: str, topic: str) -> bool:
+    """Whether it came on a topic of `command_filter`."""
+    return topic.startswith(f"{prefix}/command/")
+
+
+def parse_command(prefix: str, topic: str, payload: bytes) -> Command | CommandFate:
+    """A command from `{prefix}/command/{verb}/{profile}/{device}`, or why it is none.
 
     `shelve` takes {"seconds": …}, an hour without; the others take no payload.
     """
-    head = f"{prefix}/command/"
-    parts = topic.removeprefix(head).split("/", 2)
-    if not topic.startswith(head) or len(parts) != COMMAND_LEVELS or parts[0] not in VERBS:
+    parts = topic.removeprefix(f"{prefix}/command/").split("/", 2)
+    verbs = [verb for verb in COMMAND_VERBS if verb == parts[0]]
+    if not verbs or len(parts) != COMMAND_LEVELS:
+        return "bad_topic"
+    seconds = _shelf(payload) if verbs[0] == "shelve" else 0.0 if payload in {b"", b"{}"} else None
+    if seconds is None:
+        return "bad_payload"
+    return Command(verbs[0], unquote(parts[1], errors="surrogatepass"), decode_device(parts[2]), seconds)
+
+
+def _shelf(payload: bytes) -> float | None:
+    """Seconds to shelve for; None: the payload does not say so."""
+    if not payload:
+        return 3600.0
+    try:
+        body = orjson.loads(payload) if len(payload) <= LONGEST_COMMAND else None
+    except orjson.JSONDecodeError:
         return None
-    seconds = 3600.0
-    if payload:
-        try:
-            body = orjson.loads(payload)
-        except orjson.JSONDecodeError:
-            return None
-        given = body.get("seconds", seconds) if isinstance(body, dict) else None
-        if not isinstance(given, int | float) or isinstance(given, bool) or not 0 < given <= LONGEST_SHELF:
-            return None
-        seconds = float(given)
-    verb = VERBS[parts[0]]
-    return Command(verb, unquote(parts[1], errors="surrogatepass"), decode_device(parts[2]), seconds)
+    if not isinstance(body, dict) or not body.keys() <= {"seconds"}:
+        return None
+    given = body.get("seconds", 3600.0)
+    if not isinstance(given, int | float) or isinstance(given, bool) or not 0 < given <= LONGEST_SHELF:
+        return None
+    return float(given)
 
 
 def place_of(alert: Alert) -> Place:

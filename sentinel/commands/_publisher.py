@@ -15,7 +15,7 @@ from functools import lru_cache
 from types import TracebackType
 from typing import Self
 
-from sentinel.errors import ConfigError, DataError, Unavailable
+from sentinel.errors import DataError, Unavailable
 from sentinel.settings import MqttSettings, command_line, load_settings
 
 _KEEPALIVE = 60
@@ -35,27 +35,6 @@ _REFUSALS = {
 def broker_settings(broker: str) -> MqttSettings:
     """Connection settings for `mqtt[s]://[user@]host[:port]`, the rest from SENTINEL_MQTT__…. Raises ConfigError."""
     return load_settings(None, overrides=command_line(broker)).mqtt
-
-
-def password(settings: MqttSettings) -> str | None:
-    """The broker's password. Raises ConfigError when its file cannot be read."""
-    try:
-        return settings.password()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"mqtt.password_file = {settings.password_file}: {error}"]) from error
-
-
-def tls_context(settings: MqttSettings) -> ssl.SSLContext | None:
-    """The TLS context of the settings, if they have any. Raises ConfigError when its files cannot be read."""
-    if settings.tls is None:
-        return None
-    try:
-        context = ssl.create_default_context(cafile=settings.tls.ca)
-        if settings.tls.cert is not None:
-            context.load_cert_chain(settings.tls.cert, settings.tls.key)
-    except OSError as error:
-        raise ConfigError([f"mqtt.tls: {error}"]) from error
-    return context
 
 
 class Publisher:
@@ -135,7 +114,7 @@ class Publisher:
         self.close()
 
     def _connect(self, broker: MqttSettings) -> socket.socket:
-        context, secret = tls_context(broker), password(broker)
+        context, secret = None if broker.tls is None else broker.tls.context(), broker.password()
         connection = socket.create_connection((broker.host, broker.port), timeout=self._patience)
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sentinel.commands._proposal import propose
-from sentinel.commands._publisher import broker_settings, password, tls_context
+from sentinel.commands._publisher import broker_settings
 from sentinel.errors import DataError, Unavailable
 from sentinel.records import Message
 from sentinel.settings import MqttSettings
@@ -42,9 +42,9 @@ class Watcher:
         """Watch for the time of a `with`. Raises Unavailable, ConfigError."""
         client = mqtt.Client(CallbackAPIVersion.VERSION2)
         if broker.username is not None:
-            client.username_pw_set(broker.username, password(broker))
-        if (context := tls_context(broker)) is not None:
-            client.tls_set_context(context)
+            client.username_pw_set(broker.username, broker.password())
+        if broker.tls is not None:
+            client.tls_set_context(broker.tls.context())
         client.on_connect, client.on_message = self._on_connect, self._on_message
         try:
             client.connect(broker.host, broker.port)

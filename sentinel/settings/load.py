@@ -7,7 +7,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from pydantic_settings import EnvSettingsSource
 
 from sentinel.errors import ConfigError
 from sentinel.settings import values
+from sentinel.settings.files import FileProblem
 from sentinel.settings.reference import FIELDS, allowed, holds_path
 from sentinel.settings.schema import Settings
 
@@ -26,6 +27,11 @@ Key = tuple[str | int, ...]
 Origins = dict[Key, str]
 
 _PREFIX = "SENTINEL_"
+_CREDENTIALS = {
+    ("mqtt", "password_file"): "mqtt_password",
+    ("http", "token_file"): "http_token",
+    ("http", "password_file"): "http_password",
+}
 _MAY_END = re.compile(r"""([\]}]|\"{3}|'{3})\s*(#.*)?$""")  # the last line of a value over several lines
 _ELEMENTS = {
     ("profiles", "*"): "a table with at least a topic",
@@ -46,8 +52,8 @@ class _Environment(EnvSettingsSource):
 def load_settings(path: Path | str | None, *, overrides: Mapping[str, Any] | None = None) -> Settings:
     """The configuration of the file at `path`, under the environment's SENTINEL_…, under `overrides`.
 
-    Relative paths are relative to the file, or to the working directory if there is none. A password file that
-    is not named is the systemd credential `mqtt_password`, if there is one.
+    Relative paths are relative to the file, or to the working directory if there is none. A file of a secret that
+    is not named is the systemd credential for it, if there is one.
 
     Raises:
         ConfigError: with every problem found.
@@ -58,7 +64,7 @@ def load_settings(path: Path | str | None, *, overrides: Mapping[str, Any] | Non
     environment, names = _environment(in_file, problems)
     _merge(data, environment, origins, names)
     _merge(data, overrides or {}, origins, {(): "command line"})
-    _add_credential(data, origins)
+    _add_credentials(data, origins)
     given = {key: _nearest(origins, key) for key in _nodes(data)}
 
     for name in [name for name in data if name not in Settings.model_fields]:
@@ -250,13 +256,14 @@ def _nearest(origins: Origins, key: Key) -> str:
     return origins.get(key, "")
 
 
-def _add_credential(data: dict[str, Any], origins: Origins) -> None:
-    directory, mqtt = os.environ.get("CREDENTIALS_DIRECTORY"), data.setdefault("mqtt", {})
-    if directory and isinstance(mqtt, dict) and "password_file" not in mqtt:
-        credential = Path(directory, "mqtt_password").absolute()
-        if credential.exists():
-            mqtt["password_file"] = str(credential)
-            origins["mqtt", "password_file"] = "systemd credential"
+def _add_credentials(data: dict[str, Any], origins: Origins) -> None:
+    """Name the systemd credentials that are there as the files of secrets that nobody named."""
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    for (table, key), name in _CREDENTIALS.items() if directory else ():
+        inner, credential = data.setdefault(table, {}), Path(str(directory), name).absolute()
+        if isinstance(inner, dict) and key not in inner and credential.exists():
+            inner[key] = str(credential)
+            origins[table, key] = "systemd credential"
 
 
 def _resolve(data: dict[str, Any], base: Path) -> None:
@@ -266,12 +273,13 @@ def _resolve(data: dict[str, Any], base: Path) -> None:
             continue
         *tables, name = pattern
         table: Any = data
+        default = None if field.is_required() else field.default
         for key in tables:
             if isinstance(table, dict):
-                table = table.setdefault(key, {}) if field.default is not None else table.get(key)
+                table = table.setdefault(key, {}) if default is not None else table.get(key)
         if isinstance(table, dict):
-            if field.default is not None:
-                table.setdefault(name, str(field.default))
+            if default is not None:
+                table.setdefault(name, str(default))
             if isinstance(table.get(name), str):
                 table[name] = str((base / Path(table[name]).expanduser()).resolve())
 
@@ -361,21 +369,21 @@ def _profile_problems(data: dict[str, Any], origins: Origins) -> list[str]:
 
 
 def _file_problems(settings: Settings) -> list[str]:
-    mqtt, problems = settings.mqtt, []
-    files: dict[Key, Path | None] = {("mqtt", "password_file"): mqtt.password_file}
-    if mqtt.tls is not None:
-        files |= {("mqtt", "tls", name): getattr(mqtt.tls, name) for name in ("ca", "cert", "key")}
-    for key, path in files.items():
+    """What keeps secrets, certificates and keys from being used, and secrets that lack a part."""
+    mqtt, http, problems = settings.mqtt, settings.http, []
+    readers: list[Callable[[], object]] = [mqtt.password, http.token, http.password]
+    readers += [tls.context for tls in (mqtt.tls, http.tls) if tls is not None]
+    for read in readers:
         try:
-            if path is not None:
-                path.open("rb").close()
-        except OSError as error:
-            problems.append(
-                f"{settings.origin(*key)}: {_dotted(key)} = {_shown(str(path))}: cannot be read: {error.strerror}"
-            )
+            read()
+        except FileProblem as problem:
+            problems.append(f"{settings.origin(*problem.key)}: {problem}")
     if mqtt.password_file is not None and mqtt.username is None and mqtt.version == "3.1.1":
         problems.append(
             f"{settings.origin('mqtt', 'password_file')}: mqtt.password_file: needs mqtt.username: "
             'version "3.1.1" has no password without a user name'
         )
+    for one, other in (("username", "password_file"), ("password_file", "username")):
+        if getattr(http, one) is not None and getattr(http, other) is None:
+            problems.append(f"{settings.origin('http', one)}: http.{one}: needs http.{other}")
     return problems

@@ -6,7 +6,9 @@ program (durations, budgets, sizes) carries a `Text`, which reads, writes and de
 
 from __future__ import annotations
 
+import ipaddress
 import math
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from sentinel.errors import ConfigError
 from sentinel.records import Channel, Direction, EventTime, ModelSpec, ProfileSpec
-from sentinel.settings import values
+from sentinel.settings import files, values
 
 _PROFILE = ProfileSpec(name="")
 _CHANNEL = Channel(name="")
@@ -108,6 +110,13 @@ def _host(value: object) -> str:
     raise ValueError('must be a host name or an address, without "mqtt://" and without a port')
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _prefix(value: object) -> str:
     if isinstance(value, str) and value and not set(value) & set("+#\0") and value[0] not in "/$" and value[-1] != "/":
         return value
@@ -148,6 +157,10 @@ class TlsSettings(Table):
     cert: Path | None = Field(default=None, description="file of the client's certificate")
     key: Path | None = Field(default=None, description="file of the client's key")
 
+    def context(self) -> ssl.SSLContext:
+        """For a connection to the broker; the files are read anew at each call. Raises FileProblem."""
+        return files.client_context(("mqtt", "tls"), self.ca, self.cert, self.key)
+
 
 class MqttSettings(Table):
     host: Annotated[str, Text("text", "a host name or an address", _host)] = Field(
@@ -179,11 +192,17 @@ class MqttSettings(Table):
     )
 
     def password(self) -> str | None:
-        """What `password_file` holds, without its line end; read anew at each call.
+        """What `password_file` holds; read anew at each call. Raises FileProblem."""
+        return files.secret(("mqtt", "password_file"), self.password_file)
 
-        Raises: OSError, UnicodeDecodeError.
-        """
-        return None if self.password_file is None else self.password_file.read_text("utf-8").rstrip("\r\n")
+
+class HttpTlsSettings(Table):
+    cert: Path = Field(description="file of the server's certificate, with the chain to its authority")
+    key: Path = Field(description="file of the server's key")
+
+    def context(self) -> ssl.SSLContext:
+        """For those who ask over HTTPS. Raises FileProblem."""
+        return files.server_context(("http", "tls"), self.cert, self.key)
 
 
 class HttpSettings(Table):
@@ -193,7 +212,24 @@ class HttpSettings(Table):
     port: Whole = Field(
         default=9108, ge=0, le=65535, description="port of /metrics, /healthz and /readyz; 0: any free one"
     )
+    token_file: Path | None = Field(
+        default=None,
+        description="file that holds a bearer token to ask for; left out: the systemd credential http_token",
+    )
+    username: str | None = Field(default=None, min_length=1, description="user name to ask for, with the password")
+    password_file: Path | None = Field(
+        default=None, description="file that holds the password; left out: the systemd credential http_password"
+    )
+    tls: HttpTlsSettings | None = Field(default=None, description="left out: no TLS")
     max_device_series: Whole = Field(default=1000, ge=0, description="devices that get series of their own in /metrics")
+
+    def token(self) -> str | None:
+        """What `token_file` holds. Raises FileProblem."""
+        return files.secret(("http", "token_file"), self.token_file)
+
+    def password(self) -> str | None:
+        """What `password_file` holds. Raises FileProblem."""
+        return files.secret(("http", "password_file"), self.password_file)
 
 
 class StoreSettings(Table):
@@ -472,6 +508,22 @@ class Settings(BaseSettings):
             found.append("mqtt.port = 1883 with TLS: brokers usually expect TLS on 8883")
         if mqtt.username and mqtt.password_file is None:
             found.append("mqtt.username without mqtt.password_file: no password will be sent")
+        if mqtt.username and mqtt.tls is None and not _is_loopback(mqtt.host):
+            found.append("mqtt.username without mqtt.tls: the password crosses the network in clear; set mqtt.tls")
+        if mqtt.commands and mqtt.username is None and not (mqtt.tls and mqtt.tls.cert):
+            found.append(
+                "mqtt.commands on a broker that takes anonymous clients: whoever reaches it can shelve alerts and forget "
+                f"devices; let the broker ask for a password and restrict who may write {mqtt.prefix}/command/#"
+            )
+        http = self.http
+        asks = http.token_file or http.password_file
+        if not asks and not _is_loopback(http.host):
+            found.append(
+                f'http.host = "{http.host}" without http.token_file or http.password_file: whoever reaches the port reads '
+                "/metrics with all names of devices; set one of them, or listen on 127.0.0.1"
+            )
+        if asks and http.tls is None and not _is_loopback(http.host):
+            found.append("http.token_file or http.password_file without http.tls: secrets cross the network in clear")
         if mqtt.qos == 0 and self.store.durability == "journal":
             found.append("mqtt.qos = 0: the broker may lose readings before they reach the journal")
         if not self.profiles:

@@ -14,8 +14,9 @@ class Broker(Protocol):
     Attributes:
         connected: the broker accepted the connection and has not gone since.
         subscribed: and it granted every subscription on this connection.
-        refused: subscriptions that it refused on this connection, each with the reason.
-        last_error: why there is no connection; empty while there is one.
+        refused: subscriptions that it refuses on this connection, which are asked for again, and publishes that it
+            refused in the last five minutes, unless it took the topic's next one; each with reason and remedy.
+        last_error: why there is no connection, with the remedy; empty while there is one.
         epoch: which connection this is: 0 before the first, then counted up.
         reconnects: connections after the first.
         dropped: publishes given up: the oldest of too many, refused by the broker, or left at `close`.

@@ -21,6 +21,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from sentinel.adapters.mqtt.causes import Refused, explain, forbidden, refusal
 from sentinel.adapters.mqtt.outbox import Outbox, Publish
 from sentinel.adapters.mqtt.wire import Next, Wire
 from sentinel.records import Message
@@ -34,17 +35,10 @@ BACKOFF_LAST = 10.0
 STABLE_AFTER = 10.0  # a connection that lasted so long resets the backoff
 WINDOW = 20  # publishes at QoS 1 without the broker's word; mosquitto's and paho's default
 FLUSH_BATCH = 10_000
+MOST_MUTED = 4  # topics with a refused publish that are told
+MUTED_FOR = 300.0  # seconds that one is told; over reconnects, for mosquitto 2.0 ends the connection after a refusal
 PUBACK = struct.Struct("!HH")
 PUBACK_SHORT = 0x4002
-
-
-@dataclass(frozen=True, slots=True)
-class TlsOptions:
-    """Paths of PEM files, read anew for each connection. `ca` None: the system's."""
-
-    ca: str | None = None
-    cert: str | None = None
-    key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +46,7 @@ class MqttOptions:
     """How to reach a broker, and as whom.
 
     Attributes:
+        password, tls: asked anew for each connection, in a thread of its own, so that files can be replaced.
         qos: of the subscriptions.
         keepalive, session_expiry: seconds; the expiry is for version 5 alone.
         will_topic: empty: no last will. It is retained, at QoS 1.
@@ -62,8 +57,8 @@ class MqttOptions:
     version: Literal["3.1.1", "5"] = "3.1.1"
     client_id: str = "sentinel"
     username: str | None = None
-    password: str | None = None
-    tls: TlsOptions | None = None
+    password: Callable[[], str | None] | None = None
+    tls: Callable[[], ssl.SSLContext] | None = None
     qos: Literal[0, 1] = 1
     keepalive: int = 60
     session_expiry: int = 7 * 86400
@@ -76,7 +71,6 @@ class MqttBroker:
 
     def __init__(self, options: MqttOptions) -> None:
         self.connected = False
-        self.refused: list[str] = []
         self.last_error = ""
         self.epoch = 0
         self.reconnects = 0
@@ -84,9 +78,15 @@ class MqttBroker:
         self._options = options
         self._subscriptions: tuple[str, ...] = ()
         self._awaited: dict[int, str] = {}  # SUBSCRIBE packet id to topic filter
+        self._forbidden: dict[str, str] = {}  # topic filters refused, with the reason
+        self._ask_again = 0.0
+        self._asked = 0
+        self._muted: dict[
+            str, tuple[str, float]
+        ] = {}  # topics whose last publish was refused, why, and until when it is told
         self._outbox = Outbox()
         self._window = WINDOW
-        self._unconfirmed: set[int] = set()  # packet ids of publishes at QoS 1
+        self._unconfirmed: dict[int, str] = {}  # packet ids of publishes at QoS 1, with the topic
         self._given_up = 0
         self._held: list[Message] = []
         self._more = False
@@ -104,7 +104,13 @@ class MqttBroker:
     @property
     def subscribed(self) -> bool:
         """Every subscription was granted on this connection."""
-        return self.connected and not self._awaited and not self.refused
+        return self.connected and not self._awaited and not self._forbidden
+
+    @property
+    def refused(self) -> list[str]:
+        """See `Broker`."""
+        now = time.monotonic()
+        return [*self._forbidden.values(), *(reason for reason, until in self._muted.values() if now < until)]
 
     @property
     def dropped(self) -> int:
@@ -191,8 +197,6 @@ class MqttBroker:
         if version5:
             properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho's
             properties.SessionExpiryInterval = options.session_expiry
-        if options.username is not None:
-            client.username_pw_set(options.username, options.password)
         if options.will_topic:
             client.will_set(options.will_topic, options.will_payload, qos=1, retain=True)
         client.max_inflight_messages_set(WINDOW)
@@ -214,6 +218,8 @@ class MqttBroker:
         self._wait(0.0 if self._more and not stalled else timeout, reading=not stalled)
         self._receive(into, limit, max_bytes)
         self._client.loop_misc()
+        if self._forbidden and self.connected and not self._awaited and time.monotonic() >= self._ask_again:
+            self._subscribe(tuple(self._forbidden))
         wire = self._wire
         if wire is not None and not self.connected and time.monotonic() > self._opened + CONNACK_TIMEOUT:
             wire.lost = TimeoutError(f"no CONNACK within {CONNACK_TIMEOUT:g} s")
@@ -231,16 +237,17 @@ class MqttBroker:
             return
         self._dial = None
         if isinstance(outcome, Exception):
-            self._failed(f"{type(outcome).__name__}: {outcome}")
+            self._failed(self._explain(outcome))
             return
         self._opened = time.monotonic()
-        self._wire = self._client.wire = Wire(outcome, version5=self._options.version == "5")
+        plain, password = outcome
+        self._client.username_pw_set(self._options.username, password)
+        self._wire = self._client.wire = Wire(plain, version5=self._options.version == "5")
         self._client.reconnect()
 
     def _failed(self, reason: str) -> None:
-        """Plan the next attempt: exponential backoff with full jitter."""
-        ceiling = min(BACKOFF_LAST, BACKOFF_FIRST * 2 ** min(self._attempts, 16))
-        delay = random.uniform(0, ceiling)
+        """Plan the next attempt. A refusal is no reason to give up: passwords and certificates are renewed."""
+        delay = _backoff(self._attempts)
         self._attempts += 1
         self._due = time.monotonic() + delay
         self.last_error = reason
@@ -254,7 +261,7 @@ class MqttBroker:
             publish = self._outbox.pop()
             sent = self._client.publish(publish.topic, publish.payload, publish.qos, publish.retain)
             if publish.qos:
-                self._unconfirmed.add(sent.mid)
+                self._unconfirmed[sent.mid] = publish.topic
         if self._client.want_write():
             self._client.loop_write()
         wire.flush()
@@ -311,21 +318,18 @@ class MqttBroker:
     ) -> None:
         if reason.is_failure:
             assert self._wire is not None
-            self._wire.lost = ConnectionRefusedError(str(reason))
+            self._wire.lost = Refused(refusal(reason, self._options.username))
             return
         self.connected = True
         self.epoch += 1
         self.reconnects += self.epoch > 1
         self.last_error = ""
-        self.refused = []
+        self._forbidden, self._asked = {}, 0
         self._window = min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW))
         if self._wire is not None:
             self._wire.epoch = self.epoch
         self._awaited = {}
-        for topic in self._subscriptions:
-            _, mid = client.subscribe(topic, self._options.qos)
-            if mid is not None:
-                self._awaited[mid] = topic
+        self._subscribe(self._subscriptions)
         log.info(
             "connected",
             broker=f"{self._options.host}:{self._options.port}",
@@ -333,24 +337,42 @@ class MqttBroker:
             epoch=self.epoch,
         )
 
+    def _subscribe(self, topics: Sequence[str]) -> None:
+        for topic in topics:
+            _, mid = self._client.subscribe(topic, self._options.qos)
+            if mid is not None:
+                self._awaited[mid] = topic
+
     def _on_subscribe(
         self, client: paho.Client, userdata: Any, mid: int, reasons: list[ReasonCode], properties: Properties
     ) -> None:
         topic = self._awaited.pop(mid, "")
         for reason in reasons:
             if reason.is_failure:
-                self.refused.append(f"{topic}: {reason}")
-                log.error("subscription refused", topic=topic, reason=str(reason))
-            elif reason.value < self._options.qos:
+                self._forbidden[topic] = forbidden("subscribe to", topic, reason, self._options.username)
+                log.error("subscription refused; asked for again", reason=self._forbidden[topic])
+                continue
+            self._forbidden.pop(topic, None)
+            if reason.value < self._options.qos:
                 log.warning("subscription granted at a lower QoS", topic=topic, granted=reason.value)
+        if self._forbidden and not self._awaited:
+            self._ask_again = time.monotonic() + _backoff(self._asked)
+            self._asked += 1
 
     def _on_publish(
         self, client: paho.Client, userdata: Any, mid: int, reason: ReasonCode, properties: Properties
     ) -> None:
-        self._unconfirmed.discard(mid)
-        if reason.is_failure:
-            self._given_up += 1
-            log.error("publish refused", reason=str(reason))
+        topic = self._unconfirmed.pop(mid, "")
+        if not reason.is_failure:
+            self._muted.pop(topic, None)
+            return
+        self._given_up += 1
+        now = time.monotonic()
+        self._muted = {muted: told for muted, told in self._muted.items() if now < told[1]}
+        if topic not in self._muted and len(self._muted) < MOST_MUTED:
+            why = forbidden("publish to", topic, reason, self._options.username)
+            self._muted[topic] = why, now + MUTED_FOR
+            log.error("publish refused", reason=why)
 
     def _on_disconnect(
         self,
@@ -361,15 +383,29 @@ class MqttBroker:
         properties: Properties | None,
     ) -> None:
         wire, self._wire = self._wire, None
+        accepted, self.connected = self.connected, False
         self._more = False
-        self.connected = False
         self._awaited = {}
         if not self._running:
             return
         if time.monotonic() - self._opened > STABLE_AFTER:
             self._attempts = 0
-        lost = wire.lost if wire is not None else None
-        self._failed(str(lost or reason))
+        error = wire.lost if wire is not None else None
+        if error is not None:
+            self._failed(self._explain(error, accepted=accepted))
+        elif flags.is_disconnect_packet_from_server:
+            self._failed(refusal(reason, self._options.username))
+        else:
+            self._failed(str(reason))
+
+    def _explain(self, error: Exception, *, accepted: bool = False) -> str:
+        options = self._options
+        return explain(error, options.host, options.port, tls=options.tls is not None, accepted=accepted)
+
+
+def _backoff(attempts: int) -> float:
+    """Seconds to wait: exponential with full jitter."""
+    return random.uniform(0, min(BACKOFF_LAST, BACKOFF_FIRST * 2 ** min(attempts, 16)))
 
 
 class _Paho(paho.Client):
@@ -395,11 +431,11 @@ class _Dial:
     """One attempt to open a socket. DNS, TCP and TLS block, so it has a short-lived thread.
 
     Attributes:
-        outcome: the socket, or what went wrong; None: not yet.
+        outcome: the socket and the password for it, or what went wrong; None: not yet.
     """
 
     def __init__(self, options: MqttOptions, done: Callable[[], None]) -> None:
-        self.outcome: socket.socket | Exception | None = None
+        self.outcome: tuple[socket.socket, str | None] | Exception | None = None
         self._options = options
         self._done = done
         self._abandoned = False
@@ -410,32 +446,29 @@ class _Dial:
         """Nobody wants the socket any more."""
         with self._lock:
             self._abandoned = True
-            if isinstance(self.outcome, socket.socket):
-                self.outcome.close()
+            if isinstance(self.outcome, tuple):
+                self.outcome[0].close()
 
     def _run(self) -> None:
-        outcome: socket.socket | Exception
+        outcome: tuple[socket.socket, str | None] | Exception
         try:
-            outcome = _open_socket(self._options)
+            password = self._options.password and self._options.password()
+            outcome = _open_socket(self._options), password
         except Exception as error:  # handed to the reactor, which logs it and tries again
             outcome = error
         with self._lock:
-            if self._abandoned and isinstance(outcome, socket.socket):
-                outcome.close()
+            if self._abandoned and isinstance(outcome, tuple):
+                outcome[0].close()
             self.outcome = outcome
         self._done()
 
 
 def _open_socket(options: MqttOptions) -> socket.socket:
+    context = options.tls and options.tls()
     plain = socket.create_connection((options.host, options.port), timeout=DIAL_TIMEOUT)
     try:
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if options.tls is None:
-            return plain
-        context = ssl.create_default_context(cafile=options.tls.ca)
-        if options.tls.cert is not None:
-            context.load_cert_chain(options.tls.cert, options.tls.key)
-        return context.wrap_socket(plain, server_hostname=options.host)
+        return plain if context is None else context.wrap_socket(plain, server_hostname=options.host)
     except BaseException:
         plain.close()
         raise
