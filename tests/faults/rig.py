@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
@@ -30,7 +29,7 @@ from sentinel.errors import Unavailable
 from sentinel.records import Ints, Readings
 from sentinel.settings import MqttSettings
 from sentinel.stream.devices import DeviceTable
-from tests.brokers import Mosquitto, wait_until
+from tests.brokers import Link, Mosquitto, wait_until
 from tests.faults.course import Course, save_model
 from tests.servers import free_port
 
@@ -92,15 +91,14 @@ class Daemon:
         self._settings |= settings
         (self.folder / "sentinel.toml").write_text(CONFIG.format(**self._settings))
 
-    def launch(self, before: Callable[[], None] | None = None) -> None:
-        """Start the process; `before` runs in it first."""
+    def launch(self, *within: str) -> None:
+        """Start the process, by way of the command `within` if one is given."""
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "sentinel", "run", "--config", "sentinel.toml"],
+                [*within, sys.executable, "-m", "sentinel", "run", "--config", "sentinel.toml"],
                 cwd=self.folder,
                 stderr=log,
                 stdout=log,
-                preexec_fn=before,
             )
 
     def start(self) -> None:
@@ -182,7 +180,7 @@ class Daemon:
     def descriptors(self) -> int:
         """Open file descriptors."""
         assert self.process is not None
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
     def _status(self, key: str) -> int:
         assert self.process is not None
@@ -258,7 +256,7 @@ class Watcher:
         self.got: list[tuple[str, bytes]] = []
         self._subscribed = threading.Event()
         self._client = paho.Client(CallbackAPIVersion.VERSION2, client_id="watcher", clean_session=False)
-        self._client.reconnect_delay_set(0.1, 0.5)
+        self._client.reconnect_delay_set(1, 1)
         self._client.on_connect = lambda client, *_: client.subscribe("sentinel/#", 1)
         self._client.on_subscribe = lambda *_: self._subscribed.set()
         self._client.on_message = lambda _, __, message: self.got.append((message.topic, bytes(message.payload)))
@@ -287,12 +285,28 @@ class Watcher:
 
 
 class Rig:
-    """All of it, for the time of a `with`: started, and taken down whatever happened."""
+    """All of it, for the time of a `with`: started, and taken down whatever happened.
 
-    def __init__(self, folder: Path, settings: Mapping[str, object] | None = None, *, model: bool = True) -> None:
+    Args:
+        settings, model: of the daemon.
+        broker: further lines of the broker's configuration.
+        linked: the daemon reaches the broker through `link`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, object] | None = None,
+        *,
+        model: bool = True,
+        broker: Sequence[str] = (),
+        linked: bool = False,
+    ) -> None:
         (folder / "broker").mkdir(parents=True)
-        self.broker = Mosquitto(folder / "broker")
-        self.daemon = Daemon(folder, self.broker.port, settings, model=model)
+        self.broker = Mosquitto(folder / "broker", options=broker)
+        self.link = Link(self.broker.port)
+        port = self.link.port if linked else self.broker.port
+        self.daemon = Daemon(folder, port, settings, model=model)
         self.feeds: list[Feed] = []
 
     def __enter__(self) -> Self:
@@ -306,6 +320,7 @@ class Rig:
         if self.daemon.alive:
             self.daemon.kill()
         self.watcher.close()
+        self.link.close()
         self.broker.stop()
 
     def feed(self, course: Course, rate: float) -> Feed:

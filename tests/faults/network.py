@@ -1,0 +1,46 @@
+"""Row 2: the network between daemon and broker is cut, half-open, slow; also when the daemon starts."""
+
+import threading
+from pathlib import Path
+
+from tests.brokers import wait_until
+from tests.faults.broker import await_reconnect
+from tests.faults.course import DEVICES, Course
+from tests.faults.rig import PATIENCE, Figures, Rig, check_books, result_of
+
+KEEPALIVE = 2  # seconds after which a half-open connection is noticed
+NO_ANSWER = "no CONNACK"
+SLOW = 20_000  # bytes a second: some 200 readings
+
+
+def run(folder: Path, *, long: bool = False) -> Figures:
+    """Each in turn while readings come, then check the books."""
+    rounds, ticks = (10, 2000) if long else (1, 200)
+    count, faults = ticks * DEVICES, 3 * rounds
+    with Rig(folder, {"keepalive": KEEPALIVE}, linked=True) as rig:
+        rig.link.hold()
+        rig.daemon.launch()
+        wait_until(lambda: any(NO_ANSWER in said["reason"] for said in rig.daemon.said("not connected")), PATIENCE)
+        rig.link.flow(SLOW)
+        rig.daemon.await_ready()
+        rig.link.flow()
+        feed = rig.feed(Course(count), 1000)
+        for fault in range(0, faults, 3):
+            feed.release(count * (fault + 1) // faults)
+            rig.link.cut()
+            await_reconnect(rig, fault // 3 * 2 + 1)
+
+            feed.release(count * (fault + 2) // faults)
+            failures = len(rig.daemon.said("not connected"))
+            rig.link.hold()
+            wait_until(lambda before=failures: len(rig.daemon.said("not connected")) > before, PATIENCE)
+            rig.link.flow()
+            await_reconnect(rig, fault // 3 * 2 + 2)
+
+            feed.release(count * (fault + 3) // faults)
+            rig.link.flow(SLOW)
+            threading.Event().wait(2 * KEEPALIVE)
+            rig.link.flow()
+        feed.finish()
+        rig.end()
+        return {"cuts, half-open, slow": rounds} | check_books(result_of(rig, count), count)
