@@ -41,6 +41,7 @@ CONFIG = """
 [mqtt]
 port = {broker}
 keepalive = {keepalive}
+{mqtt}
 [http]
 port = {http}
 [store]
@@ -57,6 +58,7 @@ max_devices = {max_devices}
 """
 USUAL: Mapping[str, object] = {
     "keepalive": 60,
+    "mqtt": "",
     "store": "state",
     "snapshot_interval": "2s",
     "learn": "never",
