@@ -639,20 +639,21 @@ class Service:
             for entry in turn.entries:
                 match entry:
                     case Readings(profile=name) if name in self.pipeline.profiles:
-                        self.pipeline.absorb(entry, turn.now)
+                        outcome, _ = self.pipeline.absorb(entry, turn.now)
+                        self._say_again(name, outcome)
                         count += len(entry)
                     case Timer(listening_since=since):
                         for name, stream in self.pipeline.profiles.items():
                             stream.listening_since = since
                             if stream.timer_due(turn.now):
-                                self._forget(name, stream.timer(turn.now))
+                                self._say_again(name, stream.timer(turn.now))
                     case Promotion(profile=name, version=version) if name in self.pipeline.profiles:
                         try:
                             self.promote(name, version, turn.seq - 1)
                         except ModelError as error:
                             log.error("model refused", profile=name, version=version, reason=str(error))
                     case Command(profile=name) if name in self.pipeline.profiles:
-                        self._forget(name, self.pipeline.profiles[name].command(entry, turn.now))
+                        self._say_again(name, self.pipeline.profiles[name].command(entry, turn.now))
                     case _:
                         pass
             self._position = turn.seq
@@ -662,6 +663,11 @@ class Service:
                 said = time.monotonic()
                 self.notifier.extend_timeout(10 * REPLAY_SAYS_EVERY)
         return count
+
+    def _say_again(self, name: str, outcome: Outcome) -> None:
+        """What a replayed turn did: the crash may have come before its alerts were out. Id and seq tell what came twice."""
+        self._forget(name, outcome)
+        self.sink.emit(outcome.transitions)
 
     def _adopt_trained(self) -> None:
         """A model that `sentinel train` left for a profile, newer than what it runs, is taken up."""

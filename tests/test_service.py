@@ -123,6 +123,26 @@ def test_a_fault_fires_is_retained_and_is_cleared_when_it_is_over(start: Callabl
     assert retained[-1].payload == b""
 
 
+def test_alerts_that_a_crash_kept_back_are_published_after_the_restart(
+    start: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = start()
+    values = fleets.healthy(100, 0, 7)
+    values[60:80, 1] += 60.0
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.service.sink, "emit", lambda transitions: None)
+        for t in range(100):
+            bench.tick("d0", t, values[t])
+            bench.turn(1.0)
+    assert bench.alerts() == []
+    bench = start()
+    events = [json.loads(d.payload) for d in bench.broker.published if d.topic == "sentinel/events/pump/d0"]
+    assert [(e["state"], e["kind"], e["seq"]) for e in events][:2] == [
+        ("firing", "prediction", 0),
+        ("resolved", "prediction", 1),
+    ]
+
+
 def test_every_message_has_one_outcome_and_is_acknowledged(start: Callable[..., Bench]) -> None:
     bench = start()
     good = {"ts": fleets.START, "pressure": 5.0, "flow": 20.0, "heat": 60.0}

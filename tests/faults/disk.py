@@ -21,7 +21,11 @@ def run(folder: Path, *, long: bool = False) -> Figures:
     """All three."""
     times, ticks = (20, 2000) if long else (1, 200)
     count = ticks * DEVICES
-    return full(folder / "full", times, count) | removed(folder / "removed", count) | forbidden(folder / "forbidden", count)
+    return (
+        full(folder / "full", times, count)
+        | removed(folder / "removed", count)
+        | forbidden(folder / "forbidden", count)
+    )
 
 
 @contextmanager
