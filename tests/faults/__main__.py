@@ -17,13 +17,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("name", choices=(*ROWS, "all"))
     parser.add_argument("--long", action="store_true", help="in full length")
+    parser.add_argument("--seconds", type=float, help="of overload and soak, instead of their usual lengths")
     arguments = parser.parse_args()
+    options = {"long": arguments.long} | ({"seconds": arguments.seconds} if arguments.seconds else {})
     failed = 0
     for name in ROWS if arguments.name == "all" else (arguments.name,):
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as place:
             try:
-                figures = importlib.import_module(f"tests.faults.{name}").run(Path(place), long=arguments.long)
+                figures = importlib.import_module(f"tests.faults.{name}").run(Path(place), **options)
             except (AssertionError, pytest.fail.Exception) as error:
                 failed += 1
                 line = f"FAILED: {error}"

@@ -9,7 +9,7 @@ import numpy as np
 from sentinel.records import Bools
 from tests.brokers import Link, wait_until
 from tests.faults.course import DEVICES, Course
-from tests.faults.rig import PATIENCE, Figures, Rig, check_books, journalled, result_of
+from tests.faults.rig import PATIENCE, Figures, Rig, check_books, journalled
 
 FLOW = 2.0  # seconds in which the readings of one restart are published
 RECONNECTS = "sentinel_broker_reconnects_total"
@@ -37,7 +37,7 @@ def restarted(folder: Path, restarts: int, count: int) -> Figures:
             await_reconnect(rig, restart)
         feed.finish()
         rig.end()
-        return {"restarts": restarts} | check_books(result_of(rig, count), count)
+        return {"restarts": restarts} | check_books(rig, feed.course)
 
 
 def killed(folder: Path, kills: int, count: int) -> Figures:
@@ -53,7 +53,7 @@ def killed(folder: Path, kills: int, count: int) -> Figures:
             await_reconnect(rig, kill)
         feed.finish()
         rig.end()
-        kept, handed_on = journalled(rig.daemon.store, count) > 0, relayed(rig.link, count)
+        kept, handed_on = journalled(rig.daemon.store, feed.course) > 0, relayed(rig.link, feed.course)
         assert not (handed_on & ~kept).any(), "readings that reached the daemon are not in the journal"
         return {
             "kills": kills,
@@ -69,10 +69,10 @@ def await_reconnect(rig: Rig, times: int) -> None:
     rig.daemon.await_ready()
 
 
-def relayed(link: Link, count: int) -> Bools:
-    """Which of `count` readings passed a link on their way from the broker."""
-    seen = np.zeros(count, dtype=np.bool_)
+def relayed(link: Link, course: Course) -> Bools:
+    """Which of a course's readings passed a link on their way from the broker."""
+    seen = np.zeros(course.count, dtype=np.bool_)
     for stream in link.downstream:
         for device, time in _READING.findall(bytes(stream)):
-            seen[Course.number(device.decode(), float(time))] = True
+            seen[course.number(device.decode(), float(time))] = True
     return seen

@@ -20,12 +20,19 @@ JUMP, OVER_RANGE, FAULTY = slice(100, 120), slice(160, 163), 6  # so many device
 
 
 class Course:
-    """Readings 0, 1, 2 … `count`: number n is tick n // DEVICES of device n % DEVICES, one second of event time a tick."""
+    """Readings 0, 1, 2 … `count`: number n is tick n // DEVICES of device n % DEVICES.
 
-    def __init__(self, count: int) -> None:
+    Args:
+        start, interval: event time of the first tick, and from tick to tick, in seconds.
+        faulty: devices that have faults.
+    """
+
+    def __init__(self, count: int, *, start: float = fleets.START, interval: float = 1.0, faulty: int = FAULTY) -> None:
         self.count = count
+        self.start = start
+        self._interval = interval
         ticks = -(-count // DEVICES)
-        self._values = np.stack([_values(ticks, device) for device in range(DEVICES)])
+        self._values = np.stack([_values(ticks, device, device < faulty) for device in range(DEVICES)])
 
     def topic(self, number: int) -> str:
         """Where a reading is published."""
@@ -35,17 +42,17 @@ class Course:
         """What is published."""
         device, tick = number % DEVICES, number // DEVICES
         pressure, flow, heat = self._values[device, tick].tolist()
-        return orjson.dumps({"ts": fleets.START + tick, "pressure": pressure, "flow": flow, "heat": heat})
+        time = self.start + tick * self._interval
+        return orjson.dumps({"ts": time, "pressure": pressure, "flow": flow, "heat": heat})
 
-    @staticmethod
-    def number(device: str, time: float) -> int:
+    def number(self, device: str, time: float) -> int:
         """Undo it: the number of the reading that a device had at a time."""
-        return round(time - fleets.START) * DEVICES + int(device.removeprefix("d"))
+        return round((time - self.start) / self._interval) * DEVICES + int(device.removeprefix("d"))
 
 
-def _values(ticks: int, device: int) -> Floats:
+def _values(ticks: int, device: int, faulty: bool) -> Floats:
     values = fleets.healthy(ticks, device, 7)
-    if device < FAULTY:
+    if faulty:
         place = (np.arange(ticks) + 10 * device) % CYCLE
         values[(JUMP.start <= place) & (place < JUMP.stop), 1] += 60.0
         values[(OVER_RANGE.start <= place) & (place < OVER_RANGE.stop), 0] = 20.0

@@ -11,7 +11,7 @@ import pytest
 
 from tests.brokers import wait_until
 from tests.faults.course import DEVICES, Course, save_model
-from tests.faults.rig import PATIENCE, Figures, Rig, check_books, journalled, result_of
+from tests.faults.rig import PATIENCE, Figures, Rig, check_books, journalled
 
 SIZE = 24 << 20  # of the store's file system, bytes
 AWAY, BACK = "journal is away; not reading until it is back", "journal is back"
@@ -59,7 +59,7 @@ def full(folder: Path, times: int, count: int) -> Figures:
             await_words(rig, BACK, time)
         feed.finish()
         rig.end()
-        return {"times full": times} | check_books(result_of(rig, count), count)
+        return {"times full": times} | check_books(rig, feed.course)
 
 
 def await_words(rig: Rig, event: str, times: int) -> None:
@@ -93,7 +93,7 @@ def removed(folder: Path, count: int) -> Figures:
         save_model(rig.daemon.store)
         rig.daemon.start()
         rig.end()
-        kept = journalled(rig.daemon.store, count)
+        kept = journalled(rig.daemon.store, feed.course)
         assert (kept[count // 2 :] > 0).all(), "readings that came after the store was removed are lost"
         return {"lost after the removal": int((kept[count // 2 :] == 0).sum())}
 
@@ -119,4 +119,4 @@ def forbidden(folder: Path, count: int) -> Figures:
         rig.daemon.launch(*bound)
         feed.finish()
         rig.end()
-        return {"and where forbidden": check_books(result_of(rig, count), count)["lost"]}
+        return {"and where forbidden": check_books(rig, feed.course)["lost"]}

@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 
 from tests.faults.course import DEVICES, Course
-from tests.faults.rig import Figures, Rig, check_books, result_of
+from tests.faults.rig import Figures, Rig, check_books
 
 LONGEST_LIFE = 6.0  # seconds from the launch to the kill, at most; a start takes two to four
 FLOW = 4.0  # seconds in which the readings of one life are published
@@ -27,4 +27,4 @@ def run(folder: Path, *, long: bool = False) -> Figures:
             rig.daemon.launch()
         feed.finish()
         rig.end()
-        return {"kills": kills, "of them when ready": ready} | check_books(result_of(rig, count), count)
+        return {"kills": kills, "of them when ready": ready} | check_books(rig, feed.course)

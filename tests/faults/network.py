@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.brokers import wait_until
 from tests.faults.broker import await_reconnect
 from tests.faults.course import DEVICES, Course
-from tests.faults.rig import PATIENCE, Figures, Rig, check_books, result_of
+from tests.faults.rig import PATIENCE, Figures, Rig, check_books
 
 KEEPALIVE = 2  # seconds after which a half-open connection is noticed
 SLOW = 20_000  # bytes a second: some 200 readings
@@ -43,7 +43,7 @@ def run(folder: Path, *, long: bool = False) -> Figures:
             rig.link.flow()
         feed.finish()
         rig.end()
-        figures = check_books(result_of(rig, count), count)
+        figures = check_books(rig, feed.course)
         return {
             "times cut, half-open and slow": rounds,
             "failed dials": len(rig.daemon.said("not connected")),

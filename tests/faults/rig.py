@@ -36,6 +36,7 @@ from tests.servers import free_port
 Figures = dict[str, int | float | str]
 """What a row saw, for its line."""
 
+BEHIND = 1.0  # seconds that a feed makes up for, where the machine was busy
 PATIENCE = 120.0  # seconds; a busy machine is no fault
 CONFIG = """
 [mqtt]
@@ -55,6 +56,7 @@ model = {{ hidden = 8, horizons = [1, 8] }}
 learn = "{learn}"
 silence_after = "{silence_after}"
 max_devices = {max_devices}
+{more}
 """
 USUAL: Mapping[str, object] = {
     "keepalive": 60,
@@ -64,6 +66,7 @@ USUAL: Mapping[str, object] = {
     "learn": "never",
     "silence_after": "off",
     "max_devices": 100_000,
+    "more": "",
 }
 # Of a device's row, what depends on the readings alone and not on when they came.
 TIMELESS = ("last_time", "interval", "ticks", "last_start", "score", "onset", "open", "last", "run", "known", "at")
@@ -195,18 +198,20 @@ class Feed:
 
     Args:
         rate: readings a second, or as many as the broker takes; no test's outcome depends on it.
+        qos: at 0, what was handed to the system counts as acknowledged.
 
     Attributes:
         acknowledged: readings that the broker acknowledged: the numbers below this.
         times_away: connections that broke.
     """
 
-    def __init__(self, port: int, course: Course, rate: float) -> None:
+    def __init__(self, port: int, course: Course, rate: float, qos: int = 1) -> None:
         self.acknowledged = 0
         self.times_away = 0
-        self._course = course
+        self.course = course
         self._settings = MqttSettings(host="127.0.0.1", port=port)
         self._rate = rate
+        self._qos = qos
         self._released = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -214,12 +219,12 @@ class Feed:
 
     def release(self, upto: int | None = None) -> None:
         """Let the readings below a number go; None: all."""
-        self._released = self._course.count if upto is None else min(upto, self._course.count)
+        self._released = self.course.count if upto is None else min(upto, self.course.count)
 
     def finish(self) -> None:
         """Let all go, and wait until all are acknowledged."""
         self.release()
-        wait_until(lambda: self.acknowledged == self._course.count, 2 * PATIENCE, "everything is acknowledged")
+        wait_until(lambda: self.acknowledged == self.course.count, 2 * PATIENCE, "everything is acknowledged")
         self.close()
 
     def close(self) -> None:
@@ -231,24 +236,25 @@ class Feed:
         while not self._ended.is_set():
             began = self.acknowledged
             try:
-                with Publisher(self._settings, in_flight=200) as publisher:
+                with Publisher(self._settings, qos=self._qos, in_flight=200) as publisher:
                     self._publish(publisher, began)
             except Unavailable:
                 self.times_away += 1
                 self._ended.wait(0.05)
 
     def _publish(self, publisher: Publisher, began: int) -> None:
-        course, at = self._course, began
-        pace = max(int(self._rate / 50), 1)
+        course, at = self.course, began
+        pace, due = max(int(self._rate / 50), 1), time.monotonic()
         try:
             while not self._ended.is_set():
                 upto = min(at + pace, self._released)
                 publisher.publish((course.topic(n), course.payload(n)) for n in range(at, upto))
                 at = upto
-                publisher.sleep_until(time.monotonic() + pace / self._rate)
-                self.acknowledged = began + publisher.acknowledged
+                due = max(due + pace / self._rate, time.monotonic() - BEHIND)
+                publisher.sleep_until(due)
+                self.acknowledged = began + (publisher.acknowledged if self._qos else publisher.sent)
         finally:
-            self.acknowledged = began + publisher.acknowledged
+            self.acknowledged = began + (publisher.acknowledged if self._qos else publisher.sent)
 
 
 class Watcher:
@@ -325,9 +331,9 @@ class Rig:
         self.link.close()
         self.broker.stop()
 
-    def feed(self, course: Course, rate: float) -> Feed:
+    def feed(self, course: Course, rate: float, qos: int = 1) -> Feed:
         """Begin to publish a course; nothing goes before it is released."""
-        self.feeds.append(Feed(self.broker.port, course, rate))
+        self.feeds.append(Feed(self.broker.port, course, rate, qos))
         return self.feeds[-1]
 
     def end(self) -> None:
@@ -364,21 +370,22 @@ class Result:
     retained: dict[str, str]
 
 
-def result_of(rig: Rig, count: int) -> Result:
+def result_of(rig: Rig, course: Course) -> Result:
     """The books after `Rig.end`."""
     store = rig.daemon.store
-    return Result(journalled(store, count), devices_of(store), rig.watcher.alerts(), rig.watcher.retained())
+    return Result(journalled(store, course), devices_of(store), rig.watcher.alerts(), rig.watcher.retained())
 
 
-def journalled(store: Path, count: int) -> Ints:
-    """How often each of `count` readings is in a journal, by number."""
-    numbers = [0]
+def journalled(store: Path, course: Course) -> Ints:
+    """How often each reading of a course is in a journal, by number."""
+    numbers: list[int] = []
     with open_reader(store) as journal:
         for turn in journal.read():
             for entry in turn.entries:
                 if isinstance(entry, Readings):
-                    numbers += map(Course.number, entry.device, entry.time.tolist())
-    return np.bincount(np.array(numbers[1:], dtype=np.int64), minlength=count)
+                    numbers += map(course.number, entry.device, entry.time.tolist())
+    found = np.array(numbers, dtype=np.int64)
+    return np.bincount(found[(found >= 0) & (found < course.count)], minlength=course.count)
 
 
 def devices_of(store: Path) -> dict[str, tuple[bytes, ...]]:
@@ -401,14 +408,15 @@ def undisturbed(count: int) -> Result:
     """What a course comes to where nothing breaks."""
     with tempfile.TemporaryDirectory() as place, Rig(Path(place)) as rig:
         rig.daemon.start()
-        rig.feed(Course(count), 1e5).finish()
+        course = Course(count)
+        rig.feed(course, 1e5).finish()
         rig.end()
-        return result_of(rig, count)
+        return result_of(rig, course)
 
 
-def check_books(got: Result, count: int) -> Figures:
-    """Everything acknowledged is kept, and came to the same as where nothing breaks."""
-    want = undisturbed(count)
+def check_books(rig: Rig, course: Course) -> Figures:
+    """After `Rig.end`: everything acknowledged is kept, and came to the same as where nothing breaks."""
+    got, want = result_of(rig, course), undisturbed(course.count)
     assert (want.counts == 1).all(), "the undisturbed run lost or doubled readings"
     assert len(want.alerts) > 0, "the undisturbed run has no alert to compare"
     lost = np.flatnonzero(got.counts == 0)
@@ -418,4 +426,4 @@ def check_books(got: Result, count: int) -> Figures:
     assert got.retained == want.retained, "retained alerts differ"
     assert got.alerts == want.alerts, f"alerts missing: {want.alerts - got.alerts}, extra: {got.alerts - want.alerts}"
     repeated = int((got.counts - 1).sum())
-    return {"acknowledged": count, "lost": 0, "journalled again": repeated, "alerts": len(got.alerts)}
+    return {"acknowledged": course.count, "lost": 0, "journalled again": repeated, "alerts": len(got.alerts)}
