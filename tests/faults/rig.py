@@ -36,6 +36,7 @@ from tests.servers import free_port
 Figures = dict[str, int | float | str]
 """What a row saw, for its line."""
 
+DROPPED = "$SYS/broker/publish/messages/dropped"
 BEHIND = 1.0  # seconds that a feed makes up for, where the machine was busy
 PATIENCE = 120.0  # seconds; a busy machine is no fault
 CONFIG = """
@@ -199,19 +200,21 @@ class Feed:
     Args:
         rate: readings a second, or as many as the broker takes; no test's outcome depends on it.
         qos: at 0, what was handed to the system counts as acknowledged.
+        in_flight: readings without an acknowledgement, at most.
 
     Attributes:
         acknowledged: readings that the broker acknowledged: the numbers below this.
         times_away: connections that broke.
     """
 
-    def __init__(self, port: int, course: Course, rate: float, qos: int = 1) -> None:
+    def __init__(self, port: int, course: Course, rate: float, qos: int = 1, in_flight: int = 200) -> None:
         self.acknowledged = 0
         self.times_away = 0
         self.course = course
         self._settings = MqttSettings(host="127.0.0.1", port=port)
         self._rate = rate
         self._qos = qos
+        self._in_flight = in_flight
         self._released = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -236,7 +239,7 @@ class Feed:
         while not self._ended.is_set():
             began = self.acknowledged
             try:
-                with Publisher(self._settings, qos=self._qos, in_flight=200) as publisher:
+                with Publisher(self._settings, qos=self._qos, in_flight=self._in_flight) as publisher:
                     self._publish(publisher, began)
             except Unavailable:
                 self.times_away += 1
@@ -265,7 +268,7 @@ class Watcher:
         self._subscribed = threading.Event()
         self._client = paho.Client(CallbackAPIVersion.VERSION2, client_id="watcher", clean_session=False)
         self._client.reconnect_delay_set(1, 1)
-        self._client.on_connect = lambda client, *_: client.subscribe("sentinel/#", 1)
+        self._client.on_connect = lambda client, *_: client.subscribe([("sentinel/#", 1), (DROPPED, 1)])
         self._client.on_subscribe = lambda *_: self._subscribed.set()
         self._client.on_message = lambda _, __, message: self.got.append((message.topic, bytes(message.payload)))
         self._client.connect("127.0.0.1", port)
@@ -285,6 +288,10 @@ class Watcher:
     def states(self) -> list[str]:
         """What the status topic said, in order."""
         return [json.loads(payload)["state"] for topic, payload in self.got if topic == "sentinel/status"]
+
+    def dropped(self) -> int:
+        """Messages that the broker says it dropped."""
+        return int(next((payload for topic, payload in reversed(self.got) if topic == DROPPED), 0))
 
     def close(self) -> None:
         """Disconnect and end the thread."""
@@ -331,9 +338,9 @@ class Rig:
         self.link.close()
         self.broker.stop()
 
-    def feed(self, course: Course, rate: float, qos: int = 1) -> Feed:
+    def feed(self, course: Course, rate: float, qos: int = 1, in_flight: int = 200) -> Feed:
         """Begin to publish a course; nothing goes before it is released."""
-        self.feeds.append(Feed(self.broker.port, course, rate, qos))
+        self.feeds.append(Feed(self.broker.port, course, rate, qos, in_flight))
         return self.feeds[-1]
 
     def end(self) -> None:
