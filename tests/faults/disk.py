@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,10 @@ from tests.faults.course import DEVICES, Course, save_model
 from tests.faults.rig import PATIENCE, Figures, Rig, check_books, journalled
 
 SIZE = 24 << 20  # of the store's file system, bytes
+COUNT = 200 * DEVICES
 AWAY, BACK = "journal is away; not reading until it is back", "journal is back"
+
+Fault = Callable[[Path], Figures]
 
 
 def run(folder: Path, *, long: bool = False) -> Figures:
@@ -41,7 +44,7 @@ def small_disk(place: Path) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def full(folder: Path, times: int, count: int) -> Figures:
+def full(folder: Path, times: int = 1, count: int = COUNT) -> Figures:
     """The daemon says so, reads no more until there is room, and loses nothing."""
     with small_disk(folder / "state"), Rig(folder) as rig:
         rig.daemon.start()
@@ -78,7 +81,7 @@ def fill(file: Path) -> None:
                 pass
 
 
-def removed(folder: Path, count: int) -> Figures:
+def removed(folder: Path, count: int = COUNT) -> Figures:
     """The daemon ends with the reason, and acknowledges nothing that is not in a journal that can be found."""
     with Rig(folder, {"mqtt": 'client_id = "faults"'}) as rig:  # else a new store has a new id, and another queue
         rig.daemon.start()
@@ -98,7 +101,7 @@ def removed(folder: Path, count: int) -> Figures:
         return {"lost after the removal": int((kept[count // 2 :] == 0).sum())}
 
 
-def forbidden(folder: Path, count: int) -> Figures:
+def forbidden(folder: Path, count: int = COUNT) -> Figures:
     """What is open goes on; the next start is refused with the reason; with the right given back it goes on."""
     if os.geteuid() or shutil.which("setpriv") is None:
         pytest.skip("needs to be root and setpriv, to run the daemon without root's right to open every file")
