@@ -34,11 +34,14 @@ silence_after = "5m"
 
 
 class Clock:
+    """A wall clock. Attributes: now: time that passes; off: by how much it was set."""
+
     def __init__(self) -> None:
         self.now = fleets.START
+        self.off = 0.0
 
     def __call__(self) -> float:
-        return self.now
+        return self.now + self.off
 
 
 class Bench:
@@ -47,7 +50,7 @@ class Bench:
     def __init__(self, settings: Settings, disk: MemoryDisk, broker: MemoryBroker, clock: Clock) -> None:
         self.clock, self.broker = clock, broker
         self.store = MemoryStore(disk)
-        self.service = Service(settings, broker=broker, store=self.store, clock=clock)
+        self.service = Service(settings, broker=broker, store=self.store, clock=clock, steady=lambda: clock.now)
         self.service.restore()
         self.service.start()
         self.turn()  # connects
@@ -191,6 +194,25 @@ def test_a_device_that_falls_silent_raises_an_alert_without_any_message(start: C
     assert [(a["kind"], a["state"]) for a in bench.alerts()] == [("silence", "firing"), ("silence", "resolved")]
     bench.turn(1.0)
     assert bench.metric("sentinel_devices", profile="pump", state="silent") == 0
+
+
+@pytest.mark.parametrize("off", [86400.0, -86400.0])
+def test_setting_the_clock_makes_nobody_silent_and_who_dies_then_is_told_in_time(
+    start: Callable[..., Bench], off: float
+) -> None:
+    bench = start()
+    for device in ("d0", "d1"):
+        bench.tick(device, 0, fleets.healthy(1)[0])
+    bench.turn(1.0)
+    bench.clock.off = off
+    bench.turn(1.0)
+    assert bench.alerts() == []
+    bench.turn(200.0)
+    bench.tick("d0", 200, fleets.healthy(1)[0])
+    bench.turn(1.0)
+    assert bench.alerts() == []
+    bench.turn(120.0)
+    assert [(a["device"], a["kind"]) for a in bench.alerts()] == [("d1", "silence")]
 
 
 def test_after_a_stop_and_a_start_scores_and_open_alerts_go_on_as_if_nothing_had_happened(
