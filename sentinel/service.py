@@ -61,6 +61,7 @@ from sentinel.stream.pipeline import Outcome, Pipeline, ProfileStream
 MOST_MESSAGES, MOST_BYTES = 4096, 8 << 20  # a turn
 LEAST_MESSAGES, LONG_TURN = 64, 1.0  # fewer are taken after a turn that took longer, in seconds
 IDLE = 0.2  # seconds that an idle turn waits
+CLOCK_SET = 30.0  # seconds that the wall clock is off by; less is drift
 HOUSEKEEPING = 1.0  # seconds between metrics, status and timers
 HEALTHY_WITHIN = 10.0  # seconds since the last turn
 SHUTDOWN = 8.0  # seconds for all of it
@@ -82,7 +83,7 @@ class Service:
 
     Args:
         broker, store: in-memory twins for tests; by default the real ones that `settings` names.
-        clock: wall clock.
+        clock, steady: wall clock, and one that nobody sets.
         reread: reads the configuration again, for `reload`.
     """
 
@@ -93,11 +94,13 @@ class Service:
         broker: Broker | None = None,
         store: AnyStore | None = None,
         clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
         reread: Callable[[], Settings] | None = None,
     ) -> None:
         self.settings = settings
         self._reread = reread or (lambda: settings)
-        self._clock = clock
+        self._clock, self._steady = clock, steady
+        self._clocks_apart = clock() - steady()
         self.store = store if store is not None else Store(settings.store.path, settings.store.durability)
         self.prefix = settings.mqtt.prefix
         self.broker = broker if broker is not None else self._make_broker()
@@ -128,7 +131,7 @@ class Service:
         self._stopping = False
         self._reload = False
         self._last_turn = 0.0
-        self._next_chores = self._next_chores_at = 0.0
+        self._next_chores = 0.0
         self._next_snapshot = time.monotonic() + settings.store.snapshot_interval
         self._unwritten: list[tuple[list[Entry], float]] = []
         self._held: list[Callable[[], None]] = []
@@ -244,6 +247,7 @@ class Service:
         else:
             messages = self.broker.drain(self._wait(timeout), self._most, MOST_BYTES)
         now = self._clock()
+        self._watch_clock(now)
         began = time.monotonic()
         if messages:
             self._take(messages, now)
@@ -252,14 +256,25 @@ class Service:
                 self._most = max(self._most // 2, LEAST_MESSAGES)
             elif len(messages) == self._most:
                 self._most = min(self._most * 2, MOST_MESSAGES)
-        if time.monotonic() >= self._next_chores or now >= self._next_chores_at:
-            self._next_chores, self._next_chores_at = time.monotonic() + HOUSEKEEPING, now + HOUSEKEEPING
+        if self._steady() >= self._next_chores:
+            self._next_chores = self._steady() + HOUSEKEEPING
             self._chores(now)
         elif any(s.aligner is not None and (s.aligner.next_due() or now + 1) <= now for s in self._streams()):
             self._timers(now)
         self.notifier.watchdog()
         self._last_turn = time.monotonic()
         return len(messages)
+
+    def _watch_clock(self, now: float) -> None:
+        """Where the wall clock was set, or the machine slept, silence counts anew: nobody was silent in what it skipped."""
+        apart = now - self._steady()
+        if abs(apart - self._clocks_apart) > CLOCK_SET:
+            log.warning("the clock was set", seconds=round(apart - self._clocks_apart))
+            self._clocks_apart = apart
+            if math.isfinite(self._listening_since):
+                self._listening_since = now
+            for stream in self._streams():
+                stream.listening_since = self._listening_since
 
     def _wait(self, timeout: float) -> float:
         now = self._clock()
@@ -705,7 +720,7 @@ class Service:
         for turn in self.store.journal.read(self._position):
             for done in turns.apply(turn, self.pipeline, self.store.journal, self.store.models):
                 name = done.stream.spec.name
-                self._forget(name, done.outcome)
+                self._say_again(name, done.outcome)
                 match done.entry:
                     case Readings():
                         count += len(done.entry)
@@ -724,6 +739,11 @@ class Service:
                 said = time.monotonic()
                 self.notifier.extend_timeout(10 * REPLAY_SAYS_EVERY)
         return count
+
+    def _say_again(self, name: str, outcome: Outcome) -> None:
+        """What a replayed turn did: the crash may have come before its alerts were out. Id and seq tell what came twice."""
+        self._forget(name, outcome)
+        self.sink.emit(outcome.transitions)
 
     def _adopt_trained(self) -> None:
         """A model that `sentinel train` left for a profile, newer than what it runs, is taken up."""

@@ -182,12 +182,20 @@ def plain_client(port: int, *topics: str, qos: int = 1) -> Iterator[PlainClient]
 
 
 class Link:
-    """A TCP relay to `port` that can be cut."""
+    """A TCP relay to `port` that can be cut, held or slowed.
+
+    Attributes:
+        downstream: all that came from `port`, in order, for each connection.
+    """
 
     def __init__(self, port: int) -> None:
         self._target = port
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._server.getsockname()[1]
+        self.downstream: list[bytearray] = []
+        self._flowing = threading.Event()
+        self._flowing.set()
+        self._rate = 0
         self._pairs: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
@@ -198,11 +206,21 @@ class Link:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
+    def hold(self) -> None:
+        """Half-open: accept, but forward nothing, until `flow`."""
+        self._flowing.clear()
+
+    def flow(self, rate: int = 0) -> None:
+        """Forward at most `rate` bytes a second each way; 0: as fast as it goes."""
+        self._rate = rate
+        self._flowing.set()
+
     def close(self) -> None:
         """Stop listening and break every connection."""
         self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
         self.cut()
+        self.flow()
         for thread in self._threads:
             thread.join(5)
         for end in self._pairs:
@@ -221,16 +239,20 @@ class Link:
                 continue
             far.settimeout(None)
             self._pairs += [near, far]
-            for source, sink in ((near, far), (far, near)):
-                thread = threading.Thread(target=_relay, args=(source, sink), daemon=True)
+            self.downstream.append(bytearray())
+            for source, sink, tap in ((near, far, bytearray()), (far, near, self.downstream[-1])):
+                thread = threading.Thread(target=self._relay, args=(source, sink, tap), daemon=True)
                 thread.start()
                 self._threads.append(thread)
 
-
-def _relay(source: socket.socket, sink: socket.socket) -> None:
-    with suppress(OSError):
-        while data := source.recv(65536):
-            sink.sendall(data)
-    for end in (source, sink):
+    def _relay(self, source: socket.socket, sink: socket.socket, tap: bytearray) -> None:
         with suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
+            while data := source.recv(1024 if self._rate else 65536):
+                self._flowing.wait()
+                if self._rate:
+                    time.sleep(len(data) / self._rate)
+                sink.sendall(data)
+                tap += data
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)

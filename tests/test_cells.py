@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sentinel.model.cells import Cell, Recurrence, State
+from sentinel.model.cells import Cell, Linear, Recurrence, State
 from sentinel.model.forecaster import Forecaster, weight_shapes
 from sentinel.records import ModelSpec
 
@@ -42,6 +42,17 @@ def test_steps_equal_torchs_own_layer_on_the_same_weights(cell: Cell, device: st
         for t in range(T):
             state = ours.step(x[t], state)
             torch.testing.assert_close(state.h[-1], expected[t], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("outputs", range(1, 34))
+def test_a_rows_product_does_not_depend_on_its_place_in_the_batch(outputs: int) -> None:
+    generator = torch.Generator().manual_seed(outputs)
+    for inputs in (8, 11, 32):
+        made = Linear(*(torch.randn(1, *shape, generator=generator) for shape in ((outputs, inputs), (outputs,))))
+        x = torch.randn(B, inputs, generator=generator)
+        expected = made(x, None)
+        for by in range(1, B):
+            assert torch.equal(made(x.roll(by, 0), None), expected.roll(by, 0))
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])

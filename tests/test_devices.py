@@ -74,7 +74,11 @@ class Plant:
     def start(self) -> None:
         store = self.settings.store
         self.service = Service(
-            self.settings, broker=self.broker, store=Store(store.path, store.durability), clock=lambda: self.now
+            self.settings,
+            broker=self.broker,
+            store=Store(store.path, store.durability),
+            clock=lambda: self.now,
+            steady=lambda: self.now,
         )
         self.service.restore()
         self.service.start()

@@ -103,6 +103,7 @@ class Run:
             broker=self.broker,
             store=self.store,
             clock=lambda: self.now,
+            steady=lambda: self.now,
             reread=lambda: configured(self.limits),
         )
         self.save, self.service._snapshot = self.service._snapshot, lambda: None  # type: ignore[method-assign]
@@ -118,7 +119,7 @@ class Run:
     def cut(self) -> None:
         """What a crash does to others: the connection goes, and silence is counted from the next one."""
         self.broker.disconnect()
-        self.service._next_chores_at = 0.0
+        self.service._next_chores = 0.0
         self.turn()
 
     def snapshot(self) -> None:

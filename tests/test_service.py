@@ -36,11 +36,14 @@ silence_after = "5m"
 
 
 class Clock:
+    """A wall clock. Attributes: now: time that passes; off: by how much it was set."""
+
     def __init__(self) -> None:
         self.now = fleets.START
+        self.off = 0.0
 
     def __call__(self) -> float:
-        return self.now
+        return self.now + self.off
 
 
 class Bench:
@@ -49,7 +52,7 @@ class Bench:
     def __init__(self, settings: Settings, disk: MemoryDisk, broker: MemoryBroker, clock: Clock) -> None:
         self.clock, self.broker = clock, broker
         self.store = MemoryStore(disk)
-        self.service = Service(settings, broker=broker, store=self.store, clock=clock)
+        self.service = Service(settings, broker=broker, store=self.store, clock=clock, steady=lambda: clock.now)
         self.service.restore()
         self.service.start()
         self.turn()  # connects
@@ -125,6 +128,26 @@ def test_a_fault_fires_is_retained_and_is_cleared_when_it_is_over(start: Callabl
     assert retained[-1].payload == b""
 
 
+def test_alerts_that_a_crash_kept_back_are_published_after_the_restart(
+    start: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = start()
+    values = fleets.healthy(100, 0, 7)
+    values[60:80, 1] += 60.0
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.service.sink, "emit", lambda transitions: None)
+        for t in range(100):
+            bench.tick("d0", t, values[t])
+            bench.turn(1.0)
+    assert bench.alerts() == []
+    bench = start()
+    events = [json.loads(d.payload) for d in bench.broker.published if d.topic == "sentinel/events/pump/d0"]
+    assert [(e["state"], e["kind"], e["seq"]) for e in events][:2] == [
+        ("firing", "prediction", 0),
+        ("resolved", "prediction", 1),
+    ]
+
+
 def test_every_message_has_one_outcome_and_is_acknowledged(start: Callable[..., Bench]) -> None:
     bench = start()
     good = {"ts": fleets.START, "pressure": 5.0, "flow": 20.0, "heat": 60.0}
@@ -173,6 +196,25 @@ def test_a_device_that_falls_silent_raises_an_alert_without_any_message(start: C
     assert [(a["kind"], a["state"]) for a in bench.alerts()] == [("silence", "firing"), ("silence", "resolved")]
     bench.turn(1.0)
     assert bench.metric("sentinel_devices", profile="pump", state="silent") == 0
+
+
+@pytest.mark.parametrize("off", [86400.0, -86400.0])
+def test_setting_the_clock_makes_nobody_silent_and_who_dies_then_is_told_in_time(
+    start: Callable[..., Bench], off: float
+) -> None:
+    bench = start()
+    for device in ("d0", "d1"):
+        bench.tick(device, 0, fleets.healthy(1)[0])
+    bench.turn(1.0)
+    bench.clock.off = off
+    bench.turn(1.0)
+    assert bench.alerts() == []
+    bench.turn(200.0)
+    bench.tick("d0", 200, fleets.healthy(1)[0])
+    bench.turn(1.0)
+    assert bench.alerts() == []
+    bench.turn(120.0)
+    assert [(a["device"], a["kind"]) for a in bench.alerts()] == [("d1", "silence")]
 
 
 def test_after_a_stop_and_a_start_scores_and_open_alerts_go_on_as_if_nothing_had_happened(

@@ -502,6 +502,17 @@ class TestFiles:
             assert list(image.rows) == [("p", "d", b"1")]
             snapshot.close()
 
+    @pytest.mark.parametrize("again", [False, True], ids=["removed", "replaced"])
+    def test_a_journal_that_is_no_longer_there_is_not_written_on(self, tmp_path: Path, again: bool) -> None:
+        with Store(tmp_path) as store:
+            store.journal.append([readings()], 1.0)
+            file = tmp_path / "journal.sqlite"
+            file.rename(tmp_path / "elsewhere")
+            if again:
+                file.touch()
+            with pytest.raises(StoreError, match="removed or replaced"):
+                store.journal.append([readings()], 2.0)
+
     def test_the_file_shrinks_when_much_was_deleted(self, tmp_path: Path) -> None:
         with Store(tmp_path, durability="none") as store:
             for seq in range(300):

@@ -9,7 +9,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+PAD = 16  # multiple that a product's rows and columns must be for no row's last bits to depend on its place
 Cell = Literal["lstm", "gru"]
 
 
@@ -34,11 +36,15 @@ class Linear:
         # Transposed once, so that each step is a plain row-major product.
         self.weight = weight.transpose(1, 2).contiguous()
         self.bias = bias
+        self._out = weight.shape[1]
+        # With 6 or 10 outputs a BLAS gives a row other last bits at another place in the batch; with 16 it does not.
+        self._only = (pad(self.bias[0], (0, -self._out % PAD)), pad(self.weight[0], (0, -self._out % PAD)))
 
     def __call__(self, x: Tensor, network: Tensor | None) -> Tensor:
         """From x (B, in) to (B, out); `network` (B,) int64, None: there is but one."""
         if network is None:
-            return torch.addmm(self.bias[0], x, self.weight[0])
+            bias, weight = self._only
+            return torch.addmm(bias, x, weight)[:, : self._out].contiguous()
         bias, weight = self.bias.index_select(0, network), self.weight.index_select(0, network)
         return torch.baddbmm(bias.unsqueeze(1), x.unsqueeze(1), weight).squeeze(1)
 

@@ -401,7 +401,7 @@ class _Ticks:
     def of(stack: _Stack, chosen: Ints) -> "_Ticks":
         x = ((stack.x[:, chosen] - stack.m[chosen]) / stack.s[chosen]).astype(np.float32)
         seen = ~np.isnan(x)
-        y = kernel.squashed(np.where(seen, x, np.float32(0.0)).ravel()).reshape(x.shape)
+        y: Array = kernel.squashed(np.where(seen, x, np.float32(0.0)).ravel()).reshape(x.shape)
         fresh, dt, time = stack.fresh[:, chosen], stack.dt[:, chosen], stack.time[:, chosen]
         ticks, count, f = y.shape
         clock = np.zeros((ticks, count, 0), dtype=np.float32)

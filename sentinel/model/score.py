@@ -11,10 +11,10 @@ import torch
 
 from sentinel.model import calibrate, features, kernel
 from sentinel.model.calibrate import ShiftReference
-from sentinel.model.cells import State
+from sentinel.model.cells import PAD, State
 from sentinel.model.forecaster import Forecaster
 from sentinel.model.scale import ProfileScale
-from sentinel.model.slabs import PAD, Array, Layout, Slabs
+from sentinel.model.slabs import Array, Layout, Slabs
 from sentinel.records import Bools, Channel, Floats, Ints, ModelSpec
 
 BAND = 3.0  # sigmas

@@ -17,7 +17,6 @@ import torch
 from sentinel.model.forecaster import head_count
 from sentinel.records import ModelSpec
 
-PAD = 16
 RING = 32  # error ring: the longest window, 30, fits
 STREAMS = 4
 MEMORIES = 2

@@ -426,7 +426,9 @@ class ProfileStream:
         else:
             return np.zeros(table.capacity, dtype=np.bool_)
         heard = table.used & ~table.silent & np.isfinite(table.last_seen)
-        out: Bools = heard & (now - np.maximum(table.last_seen, self.listening_since) > after)
+        # Where the clock was set back, what was heard before it lies ahead of now.
+        since = np.where(table.last_seen > now, -np.inf, table.last_seen)
+        out: Bools = heard & (now - np.maximum(since, self.listening_since) > after)
         return out
 
     def _heard_again(self, slots: Ints, now: float, out: Outcome) -> None:

@@ -253,6 +253,7 @@ class Journal(JournalReader):
         except BaseException:
             self.close()
             raise
+        self._inode = file.stat().st_ino
         self._last = max(super().last(), after)
         self._counts: dict[str, int] = {}
 
@@ -267,10 +268,13 @@ class Journal(JournalReader):
         """Commit one turn and return its sequence number; blocks until it is safe.
 
         A turn without entries is not written; the newest number is returned. Raises Unavailable on a
-        disk error: nothing of the turn is kept, and the same may be appended again later.
+        disk error: nothing of the turn is kept, and the same may be appended again later; StoreError
+        if the file is not the one that was opened: SQLite would write on where nobody finds it.
         """
         if not entries:
             return self._last
+        if self._is_gone():
+            raise StoreError(f"{self.file} was removed or replaced while in use; start again, on a store that stays")
         seq = self._last + 1
         layouts: dict[tuple[str, ...], int] = {}
         with transaction(self._connection, self.file):
@@ -284,6 +288,14 @@ class Journal(JournalReader):
             if isinstance(entry, Readings) and entry.profile in self._counts:
                 self._counts[entry.profile] += len(entry)
         return seq
+
+    def _is_gone(self) -> bool:
+        try:
+            return self.file.stat().st_ino != self._inode
+        except FileNotFoundError:
+            return True
+        except OSError:  # it may be there: what is open can be written on
+            return False
 
     def readings_count(self, profile: str, after: int = 0) -> int:
         """As of a reader; of all turns, the first call for a profile alone takes its time."""
