@@ -69,7 +69,7 @@ class Daemon:
         self.settings: Settings = load_settings(folder / "sentinel.toml")
         self.now = fleets.START
         self.broker = broker or MemoryBroker()
-        self.service = Service(self.settings, broker=self.broker, clock=lambda: self.now)
+        self.service = Service(self.settings, broker=self.broker, clock=lambda: self.now, steady=lambda: self.now)
         self.service.restore()
         self.service.start()
         self.turn()
@@ -264,7 +264,7 @@ def test_a_stop_in_the_middle_of_the_replay_loses_nothing(tmp_path: Path) -> Non
     daemon = Daemon(tmp_path)
     daemon.send(0, 30)
     daemon.service.store.close()
-    hasty = Service(daemon.settings, broker=daemon.broker, clock=lambda: daemon.now)
+    hasty = Service(daemon.settings, broker=daemon.broker, clock=lambda: daemon.now, steady=lambda: daemon.now)
     hasty.stop()
     hasty.restore()
     hasty.shutdown()

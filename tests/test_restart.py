@@ -176,9 +176,10 @@ class Run:
             out[name] = (export, rows, stream.spec, stream.listening_since)
         return out
 
-    def alerts(self) -> list[tuple[Any, ...]]:
+    def alerts(self) -> set[tuple[Any, ...]]:
+        """Those that were out before a crash may come again, identical."""
         found = [json.loads(d.payload) for d in self.events.got]
-        return sorted((a["id"], a["seq"], a["state"], a["updated"], a["message"]) for a in found)
+        return {(a["id"], a["seq"], a["state"], a["updated"], a["message"]) for a in found}
 
 
 class Punctual(MemoryBroker):
