@@ -3,6 +3,7 @@
     nothing   paho `loop_start`, orjson.loads, no more
     naive     a daemon as one would write it first: paho callback, json.loads, `torch.nn.LSTM` on one row
     sentinel  `sentinel run` with a trained model and its journal
+    snapshots the same with durability = "none": what the journal costs
 
 Each gets a mosquitto of its own with an unbounded queue. The publisher sends ready-made packets as fast as the
 broker takes them; a rate is messages over the time from the first byte sent until the contestant has dealt with
@@ -54,6 +55,7 @@ SPIKES_A_SECOND = 10
 EPOCH = 1_700_000_000
 CHANNELS = ("pressure", "flow", "temperature", "vibration")
 HIDDEN = 32
+DURABILITY = {"sentinel": "journal", "snapshots": "none"}
 CONFIG = """
 [mqtt]
 port = {broker}
@@ -64,6 +66,7 @@ port = {http}
 
 [store]
 path = "state"
+durability = "{durability}"
 
 [profiles.machine]
 topic = "plant/{{site}}/{{device}}/telemetry"
@@ -193,10 +196,10 @@ def baseline(kind: str, broker: int, qos: int, folder: Path) -> Iterator[Contest
 
 
 @contextmanager
-def sentinel(broker: int, qos: int, folder: Path, store: Path) -> Iterator[Contestant]:
+def sentinel(broker: int, qos: int, folder: Path, store: Path, durability: str) -> Iterator[Contestant]:
     """`sentinel run` on a copy of a store that holds a trained model."""
     http = free_port()
-    _write_config(folder, broker, http, qos)
+    _write_config(folder, broker, http, qos, durability)
     subprocess.run(["cp", "-r", str(store), str(folder / "state")], check=True)
     address = f"http://127.0.0.1:{http}"
     contestant = Contestant(
@@ -211,9 +214,10 @@ def sentinel(broker: int, qos: int, folder: Path, store: Path) -> Iterator[Conte
         contestant.stop()
 
 
-def _write_config(folder: Path, broker: int, http: int, qos: int) -> None:
+def _write_config(folder: Path, broker: int, http: int, qos: int, durability: str) -> None:
+    channels = json.dumps(CHANNELS)
     (folder / "sentinel.toml").write_text(
-        CONFIG.format(broker=broker, http=http, qos=qos, channels=json.dumps(CHANNELS), hidden=HIDDEN)
+        CONFIG.format(broker=broker, http=http, qos=qos, durability=durability, channels=channels, hidden=HIDDEN)
     )
 
 
@@ -239,7 +243,7 @@ def train(folder: Path) -> Path:
             for device in range(20):
                 reading = plant.reading(device)
                 writer.writerow([reading["ts"], f"hall/device-{device:03}", *(reading[name] for name in CHANNELS)])
-    _write_config(folder, free_port(), 0, 1)
+    _write_config(folder, free_port(), 0, 1, "journal")
     command = [sys.executable, "-m", "sentinel", "train", "--config", "sentinel.toml", "--profile", "machine"]
     done = subprocess.run(
         [*command, str(data)], cwd=folder, env=_environment(), capture_output=True, text=True, check=False
@@ -301,8 +305,8 @@ def measure_latency(broker: int, publisher: Publisher, plant: Plant, rate: float
 
 def compare(messages: int, rounds: int, qos: int) -> dict[str, Any]:
     """Run all contestants in turn, `rounds` times."""
-    rates: dict[str, list[float]] = {"nothing": [], "naive": [], "sentinel": []}
-    latencies: list[float] = []
+    rates: dict[str, list[float]] = {"nothing": [], "naive": [], "sentinel": [], "snapshots": []}
+    latencies: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as place:
         store = train(Path(place))
         for round_ in range(rounds):
@@ -313,17 +317,17 @@ def compare(messages: int, rounds: int, qos: int) -> dict[str, Any]:
                     with Mosquitto(folder / "mosquitto") as mosquitto:
                         publisher, plant = Publisher(mosquitto.port), Plant(seed=2)
                         started = (
-                            sentinel(mosquitto.port, qos, folder, store)
-                            if name == "sentinel"
+                            sentinel(mosquitto.port, qos, folder, store, DURABILITY[name])
+                            if name in DURABILITY
                             else baseline(name, mosquitto.port, qos, folder)
                         )
                         with started as contestant:
                             count = messages // NAIVE_SHARE if name == "naive" else messages
                             taken.append(measure_rate(contestant, publisher, plant, count, qos))
                             print(f"  round {round_ + 1}  {name:9} {taken[-1]:9.0f} messages/s", file=sys.stderr)
-                            if name == "sentinel" and round_ == rounds - 1:
+                            if name in DURABILITY and round_ == rounds - 1:
                                 half = median(taken) / 2
-                                latencies = measure_latency(mosquitto.port, publisher, plant, half, qos)
+                                latencies[name] = measure_latency(mosquitto.port, publisher, plant, half, qos)
                         publisher.close()
     medians = {name: median(taken) for name, taken in rates.items()}
     return {
@@ -335,11 +339,15 @@ def compare(messages: int, rounds: int, qos: int) -> dict[str, Any]:
         "medians": medians,
         "ratio_to_nothing": medians["sentinel"] / medians["nothing"],
         "ratio_to_naive": medians["sentinel"] / medians["naive"],
+        "ratio_to_snapshots": medians["sentinel"] / medians["snapshots"],
         "latency_ms": {
-            "rate": medians["sentinel"] / 2,
-            "spikes": len(latencies),
-            "p50": _quantile(latencies, 0.5) * 1000,
-            "p99": _quantile(latencies, 0.99) * 1000,
+            name: {
+                "rate": medians[name] / 2,
+                "spikes": len(taken),
+                "p50": _quantile(taken, 0.5) * 1000,
+                "p99": _quantile(taken, 0.99) * 1000,
+            }
+            for name, taken in latencies.items()
         },
     }
 
