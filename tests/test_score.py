@@ -123,10 +123,8 @@ class Plain:
         highest = (own / one["accepted"][:f]).max()
         unsure = 0.0 if declared else kernel.UNSURE / max(one["n"].max(), 1.0)
 
-        def over(rise: float) -> list[float]:
-            return [highest / min(height * rise, max(kernel.MOST_RAISED, height))]
-
-        terms, alarm = over(1 + unsure), max(over((1 + unsure) * (1 + raised)))
+        sure = min(height * (1 + unsure), max(kernel.MOST_LEVEL, height))
+        terms, alarm = [highest / sure], highest / min(sure * (1 + raised), max(kernel.MOST_RAISED, height))
         if declared:
             three = np.sort(own / one["accepted"][:f])[::-1][: min(count, 3)].mean() / one["accepted"][f]
             terms.append(three / level)
@@ -406,7 +404,8 @@ def test_alerts_counted_for_another_budget_are_those_of_its_own_controller(seed:
         b = max(b - kernel.RAISE * budget * min(b / kernel.RAISE_REFERENCE, 1.0), 0.0)
         if math.isnan(value):
             continue
-        if value >= min(level * (1 + b) * (1 + unsure[t]), max(kernel.MOST_RAISED, level)):
+        sure = min(level * (1 + unsure[t]), max(kernel.MOST_LEVEL, level))
+        if value >= min(sure * (1 + b), max(kernel.MOST_RAISED, level)):
             still = 0
             if not going and t - last > rest:
                 going, last, total = True, t, total + 1

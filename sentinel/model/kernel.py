@@ -523,10 +523,11 @@ def score_of(
         height, level: `height_of`, `level_of`.
         raised: b; never so much that a channel at its ceiling could not be told.
     """
-    raised = (1.0 + raised) * (1.0 + unsure) - 1.0
-    score: float = highest / min(height * (1.0 + raised), max(MOST_RAISED, height))
-    score = max(score, together / min(level * (1.0 + raised), max(MOST_RAISED, level)))
-    return max(score, float((joint / math.sqrt(1.0 + raised)) ** (1.0 / 3.0)))
+    alone = min(height * (1.0 + unsure), max(MOST_LEVEL, height)) * (1.0 + raised)
+    several = min(level * (1.0 + unsure), max(MOST_LEVEL, level)) * (1.0 + raised)
+    score: float = highest / min(alone, max(MOST_RAISED, height))
+    score = max(score, together / min(several, max(MOST_RAISED, level)))
+    return max(score, float((joint / math.sqrt((1.0 + raised) * (1.0 + unsure))) ** (1.0 / 3.0)))
 
 
 @compiled
