@@ -30,12 +30,15 @@ def test_every_figure_is_there_and_more_than_nothing(tmp_path: Path, capsys: pyt
     assert [row["batch"] for row in result["score_and_step"]] == [1, 16, 64, 256, 1024]
     assert [row["readings"] for row in result["journal_commit"]["commits"]] == [1, 100, 1000]
     assert [row["horizons"] for row in result["bytes_per_device"]] == [[1], [1, 64]]
-    for row in result["score_and_step"]:
+    assert [(row["channels"], row["batch"]) for row in result["by_channels"]] == [
+        (width, batch) for width in (1, 8, 38) for batch in (256, 1024)
+    ]
+    for row in (*result["score_and_step"], *result["by_channels"]):
         assert 0 < row["best_reading_us"] <= row["reading_us"]
         assert row["batch_us"] == pytest.approx(row["batch"] * row["reading_us"])
     assert all(row["p99_ms"] >= row["median_ms"] > 0 for row in result["journal_commit"]["commits"])
     out = capsys.readouterr().out
-    for words in ("µs a reading", "recurrent step alone", "Bytes a device", "synchronous = FULL"):
+    for words in ("µs a reading", "by channels", "recurrent step alone", "Bytes a device", "synchronous = FULL"):
         assert words in out
 
 

@@ -30,6 +30,7 @@ from sentinel.stream.devices import DeviceTable
 
 CHANNELS, HIDDEN = 4, 32
 BATCHES = (1, 16, 64, 256, 1024)
+WIDTHS, WIDE_BATCHES = (1, 8, 38), (256, 1024)  # channels
 COMMITS = (1, 100, 1000)  # readings
 DEVICES = 8192  # in the slabs that batches are taken from
 EACH = 1.5  # seconds a figure
@@ -37,13 +38,17 @@ LEAST_ROUNDS = 5
 
 
 def bench(*, json_file: Path | None) -> int:
-    """Measure and print; one thread, on the CPU. Takes about 15 s."""
+    """Measure and print; one thread, on the CPU. Takes about 25 s."""
     torch.set_num_threads(1)
-    detector = _detector(ModelSpec(hidden=HIDDEN, horizons=(1, 64)))
+    spec = ModelSpec(hidden=HIDDEN, horizons=(1, 64))
+    detector = _detector(spec)
     result = {
         "machine": {"cpu": _cpu(), "python": platform.python_version(), "torch": torch.__version__},
         "shape": {"channels": CHANNELS, "hidden": HIDDEN, "layers": 1, "horizons": [1, 64]},
         "score_and_step": [_observe(detector, batch) for batch in BATCHES],
+        "by_channels": [
+            {"channels": width} | _observe(_detector(spec, width), batch) for width in WIDTHS for batch in WIDE_BATCHES
+        ],
         "recurrent_step": _recurrent_step(detector, max(BATCHES)),
         "bytes_per_device": [_memory(horizons) for horizons in ((1,), (1, 64))],
         "journal_commit": _journal(),
@@ -57,24 +62,24 @@ def bench(*, json_file: Path | None) -> int:
     return 0
 
 
-def _detector(spec: ModelSpec) -> Detector:
+def _detector(spec: ModelSpec, channels: int = CHANNELS) -> Detector:
     """Random weights, and devices in the middle of their life: every part of the step has work to do."""
     generator = torch.Generator().manual_seed(0)
-    shapes = weight_shapes(spec, CHANNELS, calendar=False, bins=0)
+    shapes = weight_shapes(spec, channels, calendar=False, bins=0)
     weights = {name: 0.1 * torch.randn(1, *shape, generator=generator) for name, shape in shapes.items()}
-    layout = Layout(spec, CHANNELS)
+    layout = Layout(spec, channels)
     prior = np.zeros((1, layout.width), dtype=np.float32)
     middle = {"s": 1.0, "lo": -9.0, "hi": 9.0, "varied": 1.0, "n": 1000.0, "since": 1000.0, "warm": WARM}
     middle |= {"accepted": 1.0, "interval": 1.0}
     for name, value in middle.items():
         layout.view(prior, name)[...] = value
-    ones = np.ones(CHANNELS)
+    ones = np.ones(channels)
     return Detector(
-        channels=tuple(f"c{at}" for at in range(CHANNELS)),
-        scale=ProfileScale(0 * ones, ones, np.zeros(CHANNELS, dtype=np.bool_)),
-        forecaster=Forecaster(spec, CHANNELS, calendar=False, bins=0, weights=weights),
+        channels=tuple(f"c{at}" for at in range(channels)),
+        scale=ProfileScale(0 * ones, ones, np.zeros(channels, dtype=np.bool_)),
+        forecaster=Forecaster(spec, channels, calendar=False, bins=0, weights=weights),
         prior=prior[0],
-        spread_of_locations=np.zeros(CHANNELS, dtype=np.float32),
+        spread_of_locations=np.zeros(channels, dtype=np.float32),
         interval=1.0,
         longest_run=ones,
         declared=False,
@@ -87,7 +92,7 @@ def _observe(detector: Detector, batch: int) -> dict[str, Any]:
     scorer.begin(slabs, np.arange(DEVICES))
     random = np.random.default_rng(0)
     slots = [random.permutation(np.arange(1, DEVICES))[:batch] for _ in range(16)]
-    values = random.standard_normal((16, batch, CHANNELS))
+    values = random.standard_normal((16, batch, len(detector.channels)))
     dt, none = np.ones(batch), np.zeros(batch, dtype=np.bool_)
 
     def one(turn: int) -> None:
@@ -189,6 +194,12 @@ def _print(result: dict[str, Any]) -> None:
             f"{row['best_reading_us']:,.2f}",
             f"{row['readings_per_second']:,.0f}",
         )
+    console.print(table)
+    print(f"\nThe same by channels, H = {HIDDEN}; µs a reading")
+    table = _table("channels", *(f"batch {batch:,}" for batch in WIDE_BATCHES))
+    for width in WIDTHS:
+        rows = [row for row in result["by_channels"] if row["channels"] == width]
+        table.add_row(str(width), *(f"{row['reading_us']:,.2f}" for row in rows))
     console.print(table)
     print(f"\nBytes a device, {shape}, shared weights")
     names = ("state", "records", "ahead", "errors", "table", "ids", "total")
