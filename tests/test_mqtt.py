@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -810,6 +811,19 @@ class TestConnection:
             assert count == 800
             assert broker.reconnects == 0
 
+    def test_it_goes_on_asking_while_the_answers_wait_behind_a_backlog(self, connect: Connect) -> None:
+        """A broker ends a connection that sent nothing for 1.5 keepalives, and at QoS 0 a PINGREQ is all that is sent."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            asked: list[float] = []
+            script = threading.Thread(target=_never_answer, args=(server, asked, 4.5))
+            script.start()
+            broker = connect(MqttOptions(port=server.getsockname()[1], client_id="behind", keepalive=1, qos=0))
+            while script.is_alive():
+                broker.drain(0.05, 10, MANY)
+            assert broker.reconnects == 0
+            assert len(asked) >= 3
+            assert max(later - earlier for earlier, later in pairwise(asked)) < 1.5
+
     def test_a_reader_that_takes_no_messages_stays_connected(self, tmp_path: Path, connect: Connect) -> None:
         with Mosquitto(tmp_path) as mosquitto, plain_client(mosquitto.port) as talker:
             broker = connect(MqttOptions(port=mosquitto.port, client_id="stalled", keepalive=1))
@@ -884,6 +898,21 @@ def _refuse_subscriptions(server: socket.socket, times: int) -> None:
             subscribe = _read_packet(peer)
             peer.sendall(b"\x90\x03" + subscribe[2:4] + answer)
         _read_packet(peer)
+
+
+def _never_answer(server: socket.socket, asked: list[float], seconds: float) -> None:
+    """A broker whose every answer is one more message; notes when it is asked for a sign of life."""
+    link, _ = server.accept()
+    with link:
+        assert link.recv(4096)[0] == 0x10
+        link.sendall(b"\x20\x02\x00\x00")
+        end = time.monotonic() + seconds
+        link.settimeout(0.02)
+        while time.monotonic() < end:
+            with suppress(TimeoutError):
+                if b"\xc0\x00" in link.recv(4096):
+                    asked.append(time.monotonic())
+            link.sendall(b"\x30\x0a\x00\x07plant/a1")
 
 
 def _talk_garbage(server: socket.socket, times: int) -> None:

@@ -417,10 +417,12 @@ class _Paho(paho.Client):
         return self.wire
 
     def heard(self) -> None:
-        """Bytes came or wait to be read: the connection lives, even if a PINGRESP is still behind them."""
+        """Bytes came or wait to be read: the connection lives, even if a PINGRESP is still behind them.
+
+        No PINGREQ counts as open then, so that the next one goes out when it is due: the broker wants one each keepalive.
+        """
         self._last_bytes_received = time.monotonic()
-        if self._ping_t:
-            self._ping_t = self._last_bytes_received
+        self._ping_t = 0.0
 
 
 def _leave_writing_to_the_turn(client: paho.Client, userdata: Any, sock: Any) -> None:
