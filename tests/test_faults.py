@@ -31,9 +31,12 @@ def test_under_overload_memory_is_bounded_the_lag_is_told_and_nothing_acknowledg
     overload.run(tmp_path)
 
 
-@pytest.mark.parametrize("fault", [disk.full, disk.removed, disk.forbidden])
-def test_no_reading_is_lost_where_the_disk_is_full_removed_or_forbidden(fault: disk.Fault, tmp_path: Path) -> None:
-    fault(tmp_path)
+def test_no_reading_is_lost_where_the_disk_is_full(tmp_path: Path) -> None:
+    disk.full(tmp_path)
+
+
+def test_the_daemon_ends_where_its_store_is_removed_and_loses_nothing_that_came_later(tmp_path: Path) -> None:
+    disk.removed(tmp_path)
 
 
 def test_every_hostile_message_is_counted_and_none_does_harm(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 import argparse
 import importlib
+import logging
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import pytest
+
+from sentinel.logs import configure_logs
 
 ROWS = ("kill", "broker", "network", "signals", "clocks", "overload", "disk", "training", "hostile", "soak")
 
@@ -19,6 +22,7 @@ def main() -> int:
     parser.add_argument("--long", action="store_true", help="in full length")
     parser.add_argument("--seconds", type=float, help="of overload and soak, instead of their usual lengths")
     arguments = parser.parse_args()
+    configure_logs(level=logging.CRITICAL)  # of what runs in this process
     options = {"long": arguments.long} | ({"seconds": arguments.seconds} if arguments.seconds else {})
     failed = 0
     for name in ROWS if arguments.name == "all" else (arguments.name,):

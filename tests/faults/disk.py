@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,8 +16,6 @@ from tests.faults.rig import PATIENCE, Figures, Rig, check_books, journalled
 SIZE = 24 << 20  # of the store's file system, bytes
 COUNT = 200 * DEVICES
 AWAY, BACK = "journal is away; not reading until it is back", "journal is back"
-
-Fault = Callable[[Path], Figures]
 
 
 def run(folder: Path, *, long: bool = False) -> Figures:

@@ -8,7 +8,7 @@ from tests.faults.broker import await_reconnect
 from tests.faults.course import DEVICES, Course
 from tests.faults.rig import PATIENCE, Figures, Rig, check_books
 
-KEEPALIVE = 2  # seconds after which a half-open connection is noticed
+KEEPALIVE = 1  # second after which a half-open connection is noticed
 SLOW = 20_000  # bytes a second: some 200 readings
 
 

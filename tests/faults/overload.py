@@ -7,7 +7,7 @@ from tests.brokers import wait_until
 from tests.faults.course import DEVICES, Course
 from tests.faults.rig import PATIENCE, Figures, Rig, journalled
 
-KEEPALIVE = 2  # seconds
+KEEPALIVE = 1  # second
 TRIAL = 20_000  # readings from which the daemon's rate is found
 IN_FLIGHT = 5000  # publishes without the broker's word
 GROWTH = 200.0  # MB; a turn's messages and what they become are far below
@@ -16,7 +16,7 @@ LAG = "sentinel_ingest_lag_seconds"
 
 def run(folder: Path, *, long: bool = False, seconds: float | None = None) -> Figures:
     """At QoS 1 and at QoS 0."""
-    seconds = seconds or (180.0 if long else 5.0)
+    seconds = seconds or (180.0 if long else 3.0)
     return {
         f"QoS {qos}, {name}": figure
         for qos in (1, 0)
