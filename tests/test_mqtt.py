@@ -822,7 +822,7 @@ class TestConnection:
                 broker.drain(0.05, 10, MANY)
             assert broker.reconnects == 0
             assert len(asked) >= 3
-            assert max(later - earlier for earlier, later in pairwise(asked)) < 1.5
+            assert max(later - earlier for earlier, later in pairwise(asked)) < 1.0, "at half of the keepalive"
 
     def test_a_reader_that_takes_no_messages_stays_connected(self, tmp_path: Path, connect: Connect) -> None:
         with Mosquitto(tmp_path) as mosquitto, plain_client(mosquitto.port) as talker:

@@ -7,7 +7,7 @@ from tests.brokers import wait_until
 from tests.faults.course import DEVICES, Course
 from tests.faults.rig import PATIENCE, Figures, Rig, journalled
 
-KEEPALIVE = 1  # second
+KEEPALIVE = 2  # seconds; mosquitto counts whole ones
 TRIAL = 20_000  # readings from which the daemon's rate is found
 IN_FLIGHT = 5000  # publishes without the broker's word
 GROWTH = 200.0  # MB; a turn's messages and what they become are far below

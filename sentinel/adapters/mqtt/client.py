@@ -416,6 +416,12 @@ class _Paho(paho.Client):
     def _create_socket(self) -> Any:
         return self.wire
 
+    def loop_misc(self) -> Any:
+        """As paho's, but the sign of life goes out at half of the keepalive: a turn may take its time."""
+        if self.is_connected() and not self._ping_t and time.monotonic() - self._last_msg_out >= self._keepalive / 2:
+            self._send_pingreq()
+        return super().loop_misc()
+
     def heard(self) -> None:
         """Bytes came or wait to be read: the connection lives, even if a PINGRESP is still behind them.
 
