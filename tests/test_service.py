@@ -132,11 +132,11 @@ def test_alerts_that_a_crash_kept_back_are_published_after_the_restart(
     start: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = start()
-    values = fleets.healthy(100, 0, 7)
+    values = fleets.healthy(160, 0, 7)
     values[60:80, 1] += 60.0
     with monkeypatch.context() as patch:
         patch.setattr(bench.service.sink, "emit", lambda transitions: None)
-        for t in range(100):
+        for t in range(160):
             bench.tick("d0", t, values[t])
             bench.turn(1.0)
     assert bench.alerts() == []
