@@ -11,7 +11,7 @@ from sentinel import trainer, turns
 from sentinel.adapters.store import AnyReader
 from sentinel.backtest import TERMS, Judged, Progress, Result
 from sentinel.errors import DataError, ModelError
-from sentinel.records import Configuration, ProfileSpec, Promotion
+from sentinel.records import Configuration, ProfileSpec, Promotion, Transition
 from sentinel.stream.pipeline import Outcome, Pipeline, ProfileStream
 
 
@@ -53,6 +53,7 @@ class Rerun:
         self._device, self._terms = np.zeros(most, dtype=np.int64), np.empty((most, len(TERMS)), dtype=np.float32)
         self._time, self._score, self._p_value = (np.full(most, np.nan) for _ in range(3))
         self._anomaly, self._learned = (np.zeros(most, dtype=np.bool_) for _ in range(2))
+        self._moved: list[tuple[Transition, int]] = []
         self._running = running
 
     @property
@@ -65,7 +66,6 @@ class Rerun:
         Raises:
             StoreError, Unavailable: the journal cannot be read.
         """
-        result = self._result(0)
         if self._first > 1:
             self._begin_late()
         for turn in self._journal.read(upto=self._upto):
@@ -74,12 +74,11 @@ class Rerun:
                     self._reshape(done.entry.spec)
                 elif isinstance(done.entry, Promotion):
                     self._promoted(done)
-                self._note(result, done.outcome)
+                self._note(done.outcome)
             self._progress("replaying", (turn.seq - self._first + 1) / (self._upto - self._first + 1))
-        starts, ends, alerts = result.starts, result.ends, result.alerts
-        result = self._result(self._count)
-        result.starts, result.ends, result.alerts = starts, ends, alerts
-        order = np.arange(self._count)
+        result, order = self._result(), np.arange(self._count)
+        for transition, row in self._moved:
+            result.note(transition, row)
         result.close(self._stream, order, order)
         return result
 
@@ -123,7 +122,7 @@ class Rerun:
             rows = [(old.table.ids[slot], row) for slot, row in zip(slots, old.rows(slots), strict=True)]
             fresh.restore(data, fresh.detector, rows)
 
-    def _note(self, result: Result, outcome: Outcome) -> None:
+    def _note(self, outcome: Outcome) -> None:
         began = self._count
         rows_of: dict[tuple[str, float], int] = {}
         if outcome.ticks:
@@ -145,7 +144,7 @@ class Rerun:
             )
         for transition in outcome.transitions:
             alert = transition.alert
-            result.note(transition, rows_of.get((alert.device, alert.updated), began))
+            self._moved.append((transition, rows_of.get((alert.device, alert.updated), began)))
 
     def _widen(self) -> None:
         """Make room for channels that the stream has come to know."""
@@ -157,8 +156,8 @@ class Rerun:
                 for part in (self._values, self._expected, self._low, self._high)
             )
 
-    def _result(self, count: int) -> Result:
-        detector = self._stream.detector
+    def _result(self) -> Result:
+        detector, count = self._stream.detector, self._count
         return Result(
             channels=tuple(self._channels),
             device=self._device[:count],

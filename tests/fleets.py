@@ -1,13 +1,21 @@
 """Small made-up fleets for tests, and a detector learned from one."""
 
+from __future__ import annotations
+
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
+from sentinel import trainer
 from sentinel.model import learn as learning
 from sentinel.model.learn import Learned, Series, learn
 from sentinel.records import Channel, EventTime, Floats, ModelSpec, ProfileSpec, Readings
+from sentinel.stream.pipeline import ProfileStream
+
+if TYPE_CHECKING:
+    from sentinel.service import Service
 
 CHANNELS = ("pressure", "flow", "heat")
 START = 1.7e9
@@ -54,3 +62,24 @@ def learned(
 def readings(devices: list[str], time: Floats, values: Floats, profile: str = "pump") -> Readings:
     """One reading each."""
     return Readings(profile, CHANNELS, devices, time, values, np.arange(len(devices)))
+
+
+def payload(at: int, values: Floats) -> dict[str, float]:
+    """What a device publishes `at` seconds after START, of values (3,)."""
+    return {"ts": START + at} | dict(zip(CHANNELS, values.tolist(), strict=True))
+
+
+def running(profile: ProfileSpec, model: Learned) -> ProfileStream:
+    """A stream that runs a model, with the devices that it was learned from."""
+    stream = ProfileStream(profile)
+    for name in model.devices:
+        stream.announce(name)
+    trainer.adopt(stream, model)
+    return stream
+
+
+def settle(service: Service) -> None:
+    """Turn over until nothing comes; the first turn of a connection only connects."""
+    empty = 0
+    while empty < 2:
+        empty = 0 if service.turn(0.0) else empty + 1

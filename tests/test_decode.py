@@ -207,7 +207,7 @@ def test_a_hundred_thousand_malformed_payloads_among_good_ones_are_counted_and_t
     expected: Counter[Fate] = Counter()
     counted: Counter[Fate] = Counter()
     for t in range(1000):
-        good = {"ts": fleets.START + t, **dict(zip(fleets.CHANNELS, values[t].tolist(), strict=True))}
+        good = fleets.payload(t, values[t])
         messages = [Message("plant/d0/telemetry", orjson.dumps(good))]
         for kind in rng.integers(0, len(bad) + 1, 100):
             if kind == len(bad):

@@ -26,7 +26,6 @@ from sentinel.errors import DataError, StoreError
 from sentinel.records import Command, Floats
 from sentinel.service import Service
 from sentinel.settings import Settings, load_settings
-from sentinel.stream.pipeline import ProfileStream
 from tests import fleets
 
 CONFIG = """
@@ -65,10 +64,7 @@ class Plant:
 
     def train(self, *, declared: bool = False, position: int = 0) -> str:
         learned = fleets.learned(declared=declared)
-        stream = ProfileStream(self.settings.specs()[0])
-        for name in learned.devices:
-            stream.announce(name)
-        trainer.adopt(stream, learned)
+        stream = fleets.running(self.settings.specs()[0], learned)
         return trainer.save(self.settings.store.path / "models", stream, learned.detector, position)
 
     def start(self) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import sqlite3
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from sentinel.service import Service
 from sentinel.settings import Settings, load_settings
 from sentinel.stream.pipeline import ProfileStream
 from tests import fleets
+from tests.disks import no_room
 
 CONFIG = """
 [http]
@@ -37,17 +37,6 @@ model = { hidden = 8, horizons = [1, 8] }
 learn = "never"
 [store]
 """
-
-
-@contextmanager
-def no_room() -> Iterator[None]:
-    """Within the block every larger write fails."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @contextmanager
@@ -80,8 +69,8 @@ class Daemon:
 
     def send(self, first: int, count: int = 1) -> None:
         for t in range(first, first + count):
-            body = dict(zip(fleets.CHANNELS, fleets.healthy(t + 1)[t].tolist(), strict=True)) | {"ts": fleets.START + t}
-            self.broker.publish_from_outside("plant/d0/telemetry", orjson.dumps(body))
+            body = orjson.dumps(fleets.payload(t, fleets.healthy(t + 1)[t]))
+            self.broker.publish_from_outside("plant/d0/telemetry", body)
             self.turn(1.0)
 
     def turn(self, seconds: float = 0.0) -> None:

@@ -46,8 +46,7 @@ def feed(broker: MemoryBroker, service: Service, first: int, count: int) -> None
     values = [fleets.healthy(first + count, i, 4) for i in range(DEVICES)]
     for t in range(first, first + count):
         for i in range(DEVICES):
-            row = dict(zip(fleets.CHANNELS, values[i][t].tolist(), strict=True))
-            broker.publish_from_outside(f"plant/d{i}/telemetry", orjson.dumps({"ts": fleets.START + t, **row}))
+            broker.publish_from_outside(f"plant/d{i}/telemetry", orjson.dumps(fleets.payload(t, values[i][t])))
         service.turn(0.0)
 
 

@@ -95,9 +95,7 @@ class Plant:
         self.start()
 
     def turn(self) -> None:
-        empty = 0
-        while empty < 2:
-            empty = 0 if self.service.turn(0.0) else empty + 1
+        fleets.settle(self.service)
 
     def run(self, until: int, quiet: slice = slice(0, 0)) -> None:
         stream = self.service.pipeline.profiles["pump"]
@@ -105,8 +103,8 @@ class Plant:
             for device, values in zip(DEVICES, self.values, strict=True):
                 if device == "hall/d1" and quiet.start <= t < quiet.stop:
                     continue
-                body = dict(zip(fleets.CHANNELS, values[t].tolist(), strict=True)) | {"ts": fleets.START + t}
-                self.broker.publish_from_outside(f"plant/{device}/telemetry", orjson.dumps(body))
+                body = orjson.dumps(fleets.payload(t, values[t]))
+                self.broker.publish_from_outside(f"plant/{device}/telemetry", body)
             self.now += 20.0 if quiet.start <= t < quiet.stop else 1.0
             self.turn()
             for device, slot in stream.table.slot_of.items():

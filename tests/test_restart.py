@@ -21,7 +21,6 @@ from sentinel.adapters.store.memory import MemoryDisk
 from sentinel.records import Message
 from sentinel.service import Service
 from sentinel.settings import Settings, load_settings
-from sentinel.stream.pipeline import ProfileStream
 from tests import fleets
 
 CONFIG = """
@@ -77,10 +76,7 @@ def models() -> tuple[TemporaryDirectory[str], list[str]]:
     folder, versions = TemporaryDirectory(), []
     for declared, position in ((True, 0), (False, 2)):
         learned = fleets.learned(declared=declared)
-        stream = ProfileStream(configured(0).specs()[0])
-        for name in learned.devices:
-            stream.announce(name)
-        trainer.adopt(stream, learned)
+        stream = fleets.running(configured(0).specs()[0], learned)
         versions.append(trainer.save(Path(folder.name), stream, learned.detector, position))
     return folder, versions
 
@@ -128,9 +124,7 @@ class Run:
         self.service._writer.wait()
 
     def turn(self) -> None:
-        empty = 0
-        while empty < 2:
-            empty = 0 if self.service.turn(0.0) else empty + 1
+        fleets.settle(self.service)
         stream = self.service.pipeline.profiles["pump"]
         for device, slot in stream.table.slot_of.items():
             self.scores[device, float(stream.table.last_time[slot])] = float(stream.scores()[slot])
@@ -143,8 +137,7 @@ class Run:
                 for _ in range(turns):
                     for device in devices:
                         values = fleets.healthy(600, PUMPS.index(device), 7)[self.at] + [0.0, fault, 0.0]
-                        body = dict(zip(fleets.CHANNELS, values.tolist(), strict=True)) | {"ts": fleets.START + self.at}
-                        publish(f"plant/{device}/telemetry", orjson.dumps(body))
+                        publish(f"plant/{device}/telemetry", orjson.dumps(fleets.payload(self.at, values)))
                     self.now, self.at = self.now + 1.0, self.at + 1
                     self.turn()
             case "meter", device, channel, value:

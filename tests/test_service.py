@@ -64,13 +64,10 @@ class Bench:
 
     def turn(self, seconds: float = 0.0) -> None:
         self.clock.now += seconds
-        empty = 0
-        while empty < 2:  # the first turn of a connection only connects
-            empty = 0 if self.service.turn(0.0) else empty + 1
+        fleets.settle(self.service)
 
     def tick(self, device: str, at: int, values: np.ndarray) -> None:
-        pressure, flow, heat = values.tolist()
-        self.send(device, {"ts": fleets.START + at, "pressure": pressure, "flow": flow, "heat": heat})
+        self.send(device, fleets.payload(at, values))
 
     def metric(self, name: str, **labels: str) -> float:
         return self.service.registry.get_sample_value(name, labels) or 0.0
@@ -95,10 +92,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
             made[-1].store.close()
         elif model:
             learned = fleets.learned(declared=False)
-            stream = ProfileStream(settings.specs()[0])
-            for name in learned.devices:
-                stream.announce(name)
-            trainer.adopt(stream, learned)
+            stream = fleets.running(settings.specs()[0], learned)
             trainer.save(disk.models, stream, learned.detector, 0)
         made.append(Bench(settings, disk, broker, clock))
         return made[-1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import resource
 import signal
 import sqlite3
 import subprocess
@@ -53,6 +52,7 @@ from sentinel.records import (
     Timer,
 )
 from sentinel.settings import StoreSettings
+from tests.disks import no_room
 
 FOREVER = float("inf")
 SPEC = ProfileSpec(
@@ -143,14 +143,8 @@ class DiskWorld:
     def open(self) -> AnyStore:
         return Store(self.path)
 
-    @contextmanager
-    def broken(self) -> Iterator[None]:
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    def broken(self) -> AbstractContextManager[None]:
+        return no_room()
 
 
 class StoreSuite:

@@ -133,7 +133,7 @@ def learn(
         longest_run=runs if start is None else learned_run(start.longest_run, runs),
         declared=declared,
         networks=networks,
-        learned_until=tuple(_has_learned_until(start, s) for s in series) if networks else (),
+        learned_until=tuple(_learning_until(start, s) for s in series) if networks else (),
     )
     if start is not None:
         stacked = _end(stacked, REPLAYED)  # devices keep their statistics
@@ -506,7 +506,7 @@ def _fit(
     with torch.random.fork_rng(devices=[]):
         for at in range(own + 1):
             begin = _start(start, devices[at - 1] if at else None, networks)
-            if at and start is not None and _knows(start, devices[at - 1], stack.one(at - 1).time[:, 0]):
+            if at and _knows(start, devices[at - 1], stack.time[: stack.length[at - 1], at - 1]):
                 networks.append(dict(begin or {}))
                 continue
             torch.manual_seed(seed + at)
@@ -542,17 +542,19 @@ def next_learning(ticks: int) -> int:
     return math.ceil(GROWTH * ticks)
 
 
-def _has_learned_until(start: Detector | None, series: Series) -> float:
+def _learning_until(start: Detector | None, series: Series) -> float:
     """Event time up to which a device's network has learned, this learning included."""
-    known = start is not None and _knows(start, series.device, series.time)
-    return _learned_until(start, series.device) if start is not None and known else float(series.time[-1])
+    known = _knows(start, series.device, series.time)
+    return _learned_until(start, series.device) if known else float(series.time[-1])
 
 
-def _learned_until(start: Detector, device: str) -> float:
-    return start.learned_until[start.networks.index(device)] if device in start.networks else -math.inf
+def _learned_until(start: Detector | None, device: str) -> float:
+    if start is None or device not in start.networks:
+        return -math.inf
+    return start.learned_until[start.networks.index(device)]
 
 
-def _knows(start: Detector, device: str, time: Floats) -> bool:
+def _knows(start: Detector | None, device: str, time: Floats) -> bool:
     """Whether a device's network has learned from nearly all of its ticks, (T,)."""
     before = int((time <= _learned_until(start, device)).sum())
     return len(time) < next_learning(before)

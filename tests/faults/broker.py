@@ -2,6 +2,7 @@
 
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,32 +29,16 @@ def restarted(folder: Path, restarts: int, count: int) -> Figures:
     """By SIGTERM it saves its queues: nothing is lost."""
     with Rig(folder) as rig:
         rig.daemon.start()
-        feed = rig.feed(Course(count), count / restarts / FLOW)
-        for restart in range(1, restarts + 1):
-            feed.release(count * restart // restarts)
-            threading.Event().wait(FLOW / 2)
-            rig.broker.stop()
-            rig.broker.start()
-            await_reconnect(rig, restart)
-        feed.finish()
-        rig.end()
-        return {"restarts": restarts} | check_books(rig, feed.course)
+        course = interrupted(rig, count, restarts, rig.broker.stop)
+        return {"restarts": restarts} | check_books(rig, course)
 
 
 def killed(folder: Path, kills: int, count: int) -> Figures:
     """By kill -9 it loses what it acknowledged since its last save; what it had handed on is not lost."""
     with Rig(folder, broker=["autosave_interval 1"], linked=True) as rig:
         rig.daemon.start()
-        feed = rig.feed(Course(count), count / kills / FLOW)
-        for kill in range(1, kills + 1):
-            feed.release(count * kill // kills)
-            threading.Event().wait(FLOW / 2)
-            rig.broker.kill()
-            rig.broker.start()
-            await_reconnect(rig, kill)
-        feed.finish()
-        rig.end()
-        kept, handed_on = journalled(rig.daemon.store, feed.course) > 0, relayed(rig.link, feed.course)
+        course = interrupted(rig, count, kills, rig.broker.kill)
+        kept, handed_on = journalled(rig.daemon.store, course) > 0, relayed(rig.link, course)
         assert not (handed_on & ~kept).any(), "readings that reached the daemon are not in the journal"
         return {
             "kills": kills,
@@ -61,6 +46,20 @@ def killed(folder: Path, kills: int, count: int) -> Figures:
             "lost by the broker": int((~handed_on).sum()),
             "lost by the daemon": int((handed_on & ~kept).sum()),
         }
+
+
+def interrupted(rig: Rig, count: int, times: int, end: Callable[[], None]) -> Course:
+    """Feed a course of so many readings, while the broker ends so many times and is started again."""
+    feed = rig.feed(Course(count), count / times / FLOW)
+    for turn in range(1, times + 1):
+        feed.release(count * turn // times)
+        threading.Event().wait(FLOW / 2)
+        end()
+        rig.broker.start()
+        await_reconnect(rig, turn)
+    feed.finish()
+    rig.end()
+    return feed.course
 
 
 def await_reconnect(rig: Rig, times: int) -> None:

@@ -63,11 +63,7 @@ def _values(ticks: int, device: int, faulty: bool) -> Floats:
 def detector() -> tuple[ProfileStream, Learned]:
     """A model of the fleet, learned from the past of four devices."""
     learned = fleets.learned()
-    stream = ProfileStream(fleets.spec())
-    for name in learned.devices:
-        stream.announce(name)
-    trainer.adopt(stream, learned)
-    return stream, learned
+    return fleets.running(fleets.spec(), learned), learned
 
 
 def save_model(store: Path) -> None:

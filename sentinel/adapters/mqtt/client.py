@@ -81,9 +81,8 @@ class MqttBroker:
         self._forbidden: dict[str, str] = {}  # topic filters refused, with the reason
         self._ask_again = 0.0
         self._asked = 0
-        self._muted: dict[
-            str, tuple[str, float]
-        ] = {}  # topics whose last publish was refused, why, and until when it is told
+        # Topics whose last publish was refused, why, and until when it is told.
+        self._muted: dict[str, tuple[str, float]] = {}
         self._outbox = Outbox()
         self._window = WINDOW
         self._unconfirmed: dict[int, str] = {}  # packet ids of publishes at QoS 1, with the topic
