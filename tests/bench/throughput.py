@@ -4,6 +4,8 @@
     naive     a daemon as one would write it first: paho callback, json.loads, `torch.nn.LSTM` on one row
     sentinel  `sentinel run` with a trained model and its journal
     snapshots the same with durability = "none": what the journal costs
+    relay     takes the packets apart, acknowledges, and publishes an event for each spike that it sees in a payload:
+              what broker and machine alone take, for the latency alone
 
 Each gets a mosquitto of its own with an unbounded queue. The publisher sends ready-made packets as fast as the
 broker takes them; a rate is messages over the time from the first byte sent until the contestant has dealt with
@@ -18,9 +20,11 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import platform
 import random
+import select
 import signal
 import socket
 import struct
@@ -43,6 +47,8 @@ from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 from prometheus_client import CollectorRegistry, Counter
 
+from sentinel.adapters.mqtt.wire import READ_SIZE, Next, Wire
+from sentinel.records import Message
 from tests.brokers import Mosquitto, PlainClient
 from tests.servers import free_port
 
@@ -100,10 +106,9 @@ class Plant:
 
     def packet(self, device: int, qos: int, mid: int, *, spike: bool = False) -> bytes:
         """Its PUBLISH, ready to be sent."""
-        topic = f"plant/hall/device-{device:03}/telemetry".encode()
-        body = struct.pack("!H", len(topic)) + topic + (struct.pack("!H", mid) if qos else b"")
-        body += json.dumps(self.reading(device, spike=spike)).encode()
-        return struct.pack("!BBB", 0x30 | qos << 1, len(body) & 127 | 128, len(body) >> 7) + body
+        topic = _text(f"plant/hall/device-{device:03}/telemetry".encode())
+        payload = json.dumps(self.reading(device, spike=spike)).encode()
+        return _packet(0x30 | qos << 1, topic + (struct.pack("!H", mid) if qos else b"") + payload)
 
     def packets(self, count: int, qos: int) -> list[bytes]:
         """So many, the devices in turn."""
@@ -116,8 +121,7 @@ class Publisher:
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        body = b"\x00\x04MQTT\x04\x02\x00\x00" + struct.pack("!H", 5) + b"bench"
-        self._socket.sendall(bytes([0x10, len(body)]) + body)
+        self._socket.sendall(_packet(0x10, b"\x00\x04MQTT\x04\x02\x00\x00" + _text(b"bench")))
         assert self._socket.recv(4) == b"\x20\x02\x00\x00"
         self.send = self._socket.sendall
         self._reader = threading.Thread(target=self._discard, daemon=True)
@@ -274,6 +278,8 @@ def measure_latency(broker: int, publisher: Publisher, plant: Plant, rate: float
     sent: dict[str, float] = {}
     try:
         every = max(int(rate / SPIKES_A_SECOND), DEVICES + 1)
+        while math.gcd(every, DEVICES) > 1:  # each spike is another device's
+            every += 1
         total = every * min(DEVICES // 2, 200)
         packets = [
             plant.packet(number % DEVICES, qos, number % 65535 + 1, spike=number % every == every - 1)
@@ -329,6 +335,12 @@ def compare(messages: int, rounds: int, qos: int) -> dict[str, Any]:
                                 half = median(taken) / 2
                                 latencies[name] = measure_latency(mosquitto.port, publisher, plant, half, qos)
                         publisher.close()
+        beside = Path(place)
+        with Mosquitto(beside) as mosquitto, baseline("relay", mosquitto.port, qos, beside):
+            publisher = Publisher(mosquitto.port)
+            half = median(rates["sentinel"]) / 2
+            latencies["relay"] = measure_latency(mosquitto.port, publisher, Plant(seed=2), half, qos)
+            publisher.close()
     medians = {name: median(taken) for name, taken in rates.items()}
     return {
         "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}",
@@ -342,7 +354,7 @@ def compare(messages: int, rounds: int, qos: int) -> dict[str, Any]:
         "ratio_to_snapshots": medians["sentinel"] / medians["snapshots"],
         "latency_ms": {
             name: {
-                "rate": medians[name] / 2,
+                "rate": medians.get(name, medians["sentinel"]) / 2,
                 "spikes": len(taken),
                 "p50": _quantile(taken, 0.5) * 1000,
                 "p99": _quantile(taken, 0.99) * 1000,
@@ -402,16 +414,53 @@ def consume(kind: str, port: int, qos: int, progress: Path) -> None:
     client.loop_stop()
 
 
+def relay(port: int, qos: int, progress: Path) -> None:
+    """Publish an event for each spike, and do nothing else, until SIGTERM."""
+    connection = socket.create_connection(("127.0.0.1", port))
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.sendall(_packet(0x10, b"\x00\x04MQTT\x04\x02\x00\x00" + _text(b"relay")))
+    assert connection.recv(4) == b"\x20\x02\x00\x00"
+    connection.sendall(_packet(0x82, b"\x00\x01" + _text(b"plant/#") + bytes([qos])))
+    wire = Wire(connection, version5=False)
+    progress.write_text("0")
+    while wire.lost is None:
+        select.select([connection], [], [])
+        messages: list[Message] = []
+        while wire.fill():
+            while wire.take(messages, sys.maxsize) is Next.HAND_ON:
+                with suppress(BlockingIOError):
+                    while wire.recv(READ_SIZE):
+                        pass
+        acknowledgements = [struct.pack("!BBH", 0x40, 2, message.mid) for message in messages if message.qos]
+        spikes = [message for message in messages if b"500.0" in message.payload]
+        events = [b"sentinel/events/machine/hall/" + spike.topic.split("/")[2].encode() for spike in spikes]
+        packets = [_packet(0x30, _text(topic) + spike.payload) for topic, spike in zip(events, spikes, strict=True)]
+        wire.queue(b"".join(acknowledgements + packets))
+        wire.flush()
+
+
+def _packet(head: int, body: bytes) -> bytes:
+    size = len(body)
+    return bytes([head, size] if size < 128 else [head, size & 127 | 128, size >> 7]) + body
+
+
+def _text(text: bytes) -> bytes:
+    return struct.pack("!H", len(text)) + text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the result here")
     parser.add_argument("--messages", type=int, default=100_000, help="for each contestant and round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--qos", type=int, choices=(0, 1), default=1)
-    parser.add_argument("--consumer", choices=("nothing", "naive"), help=argparse.SUPPRESS)
+    parser.add_argument("--consumer", choices=("nothing", "naive", "relay"), help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--progress", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.consumer == "relay":
+        relay(arguments.port, arguments.qos, arguments.progress)
+        return
     if arguments.consumer:
         consume(arguments.consumer, arguments.port, arguments.qos, arguments.progress)
         return
