@@ -10,6 +10,7 @@ from sentinel.records import Bools, Floats
 
 WIDTH, HEIGHT = 600.0, 120.0
 _MARGIN = 0.08  # of the range, above and below
+_FAR = 4.0  # ranges of the values, or usual widths of the band, that the band may go beyond the values
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +30,21 @@ class Chart:
 
 
 def draw(time: Floats, values: Floats, low: Floats, high: Floats, flagged: Bools, level: float | None = None) -> Chart:
-    """Draw T ticks, (T,) each; NaN: nothing there. The band may run out of sight: the values have the room.
+    """Draw T ticks, (T,) each; NaN: nothing there. Where the band is far wider than usual it runs out of sight.
 
     Args:
         level: a threshold that must be in sight.
     """
     shown = np.concatenate([values, [] if level is None else [0.0, 1.2 * level]])
-    with_band = np.concatenate([shown, low, high])
-    seen, band_seen = shown[np.isfinite(shown)], with_band[np.isfinite(with_band)]
-    if not len(seen):
+    seen, edges = shown[np.isfinite(shown)], np.concatenate([low, high])
+    edges = np.concatenate([seen, edges[np.isfinite(edges)]])
+    if not np.isfinite(values).any():
         return Chart("", "", "", None, 0.0, 1.0)
     least, most = float(seen.min()), float(seen.max())
-    reach = max(most - least, 1e-9 * max(abs(most), abs(least)), 1e-12)
-    least = max(float(band_seen.min()), least - 2 * reach)
-    most = min(float(band_seen.max()), most + 2 * reach)
+    width = (high - low)[np.isfinite(high - low)]
+    usual = float(np.median(width)) if len(width) else 0.0
+    reach = max(most - least, usual, 1e-9 * max(abs(most), abs(least)), 1e-12)
+    least, most = max(float(edges.min()), least - _FAR * reach), min(float(edges.max()), most + _FAR * reach)
     room = _MARGIN * max(most - least, reach)
     least, most = (least if level is not None else least - room), most + room
     span = max(float(time[-1] - time[0]), 1e-9)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -65,6 +65,7 @@ HEADERS = {
     "vary": "accept",
 }
 _STATIC = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
+_DOTS = "!"  # before a device named "." or "..", which is no directory; elsewhere a path has %21 for it
 _EVENTS = "text/event-stream"
 _STATIC_FILES = files(__package__).joinpath("static")
 
@@ -182,19 +183,18 @@ class Page:
     def _fleet_view(self, question: Question, root: str) -> dict[str, Any]:
         fleet, alerts = self._fleet, self._alerts
         ready, reasons = self._ready()
-        open_ = [alert for each in alerts.open.values() for alert in each]
-        devices = {(a.profile, a.device) for a in open_ if a.state in ("firing", "acknowledged") and not _is_place(a)}
+        states = Counter(alert.state for alert in alerts.worst.values() if not _is_place(alert))
         return {
             "root": root,
             "now": fleet.now,
             "question": question,
             "answer": ask(fleet, alerts, question),
-            "firing": len(devices),
-            "with_alerts": len({(a.profile, a.device) for a in open_ if not _is_place(a)}),
+            "firing": states.pop("firing", 0),
+            "others": ", ".join(f"{count} {state}" for state, count in sorted(states.items())),
             "counts": fleet.counts,
             "total": len(fleet.device),
             "profiles": fleet.profiles,
-            "wide": [alert for alert in open_ if _is_place(alert)],
+            "wide": [alert for alert in alerts.worst.values() if _is_place(alert)],
             "ready": ready,
             "reasons": reasons,
             "link": lambda **changes: _query(replace(question, **changes)),
@@ -263,11 +263,7 @@ class Page:
             "ascii", "replace"
         )
         _, _, profile, device = raw.split("?")[0].split("/", 3)
-        found = Key(_unquoted(profile), _unquoted(device))
-        twice = _unquoted(found.device)
-        if set(twice) == {"."} and not self._known(found):  # see `_place`
-            found = found._replace(device=twice)
-        return found, "../" * (raw.count("/") - 1)
+        return Key(_unquoted(profile), _unquoted(device.removeprefix(_DOTS))), "../" * (raw.count("/") - 1)
 
     # --- commands ---
 
@@ -413,15 +409,17 @@ def _static(name: str, kind: str) -> Callable[[Request], Any]:
 
 
 def _place(key: Key) -> str:
-    """Path of a device's page. Browsers take "." and ".." for directories however they are written, unless twice coded."""
-    device = quote(key.device, safe="", errors="surrogatepass")
-    if set(device) == {"."}:
-        device = device.replace(".", "%252E")
-    return f"devices/{quote(key.profile, safe='', errors='surrogatepass')}/{device}"
+    """Path of a device's page."""
+    profile, device = (quote(part, safe="", errors="surrogatepass") for part in key)
+    return f"devices/{profile}/{_DOTS if device in {'.', '..'} else ''}{device}"
 
 
 def _unquoted(text: str) -> str:
-    return unquote(text, errors="surrogatepass") if "%" in text else text
+    """A part of a path. Lone surrogates, which a device's id may have, come as they went."""
+    try:
+        return unquote(text, errors="surrogatepass")
+    except UnicodeDecodeError:
+        return unquote(text)
 
 
 def _iso(seconds: float) -> str:

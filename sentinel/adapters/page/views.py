@@ -48,12 +48,12 @@ class Fleet:
     now: float = 0.0
 
     @cached_property
-    def device(self) -> list[str]:
-        return [device for profile in self.profiles for device in profile.device]
+    def device(self) -> tuple[str, ...]:
+        return tuple(device for profile in self.profiles for device in profile.device)
 
     @cached_property
-    def profile(self) -> list[str]:
-        return [profile.name for profile in self.profiles for _ in profile.device]
+    def profile(self) -> tuple[str, ...]:
+        return tuple(profile.name for profile in self.profiles for _ in profile.device)
 
     @cached_property
     def state(self) -> npt.NDArray[np.int8]:
@@ -77,7 +77,7 @@ class Fleet:
         return dict(zip(DEVICE_STATES, counts.tolist(), strict=True))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Alerts:
     """Attributes:
     open: alerts that are not resolved, by device.
@@ -86,6 +86,11 @@ class Alerts:
 
     open: Mapping[Key, tuple[Alert, ...]] = field(default_factory=dict)
     history: Sequence[Alert] = ()
+
+    @cached_property
+    def worst(self) -> dict[Key, Alert]:
+        """The most urgent open alert of each device."""
+        return {key: max(alerts, key=_urgency) for key, alerts in self.open.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,19 +175,13 @@ class Answer:
     pages: int
 
 
-def worst(alerts: Sequence[Alert]) -> Alert | None:
-    """The most urgent of some open alerts."""
-    return max(alerts, key=lambda alert: (_URGENCY.get(alert.state, 0), alert.score or 0.0), default=None)
-
-
 def ask(fleet: Fleet, alerts: Alerts, question: Question) -> Answer:
     """Choose, sort and cut; costs one pass over the devices."""
     n = len(fleet.device)
-    urgency = np.zeros(n, dtype=np.int8)
-    for key, open_ in alerts.open.items():
-        first = worst(open_)
-        if first is not None and (row := fleet.row_of.get(key)) is not None:
-            urgency[row] = _URGENCY.get(first.state, 0)
+    urgency = np.zeros(n)
+    for key, alert in alerts.worst.items():
+        if (row := fleet.row_of.get(key)) is not None:
+            urgency[row] = _urgency(alert)
     chosen = np.ones(n, dtype=np.bool_)
     if question.which == "alerts":
         chosen = urgency > 0
@@ -204,27 +203,38 @@ def row_of(fleet: Fleet, alerts: Alerts, row: int) -> Row:
     """One device of the fleet."""
     key = Key(fleet.profile[row], fleet.device[row])
     state = DEVICE_STATES[fleet.state[row]]
-    return Row(key, state, float(fleet.score[row]), float(fleet.last_seen[row]), worst(alerts.open.get(key, ())))
+    return Row(key, state, float(fleet.score[row]), float(fleet.last_seen[row]), alerts.worst.get(key))
 
 
-def _sorted(fleet: Fleet, urgency: npt.NDArray[np.int8], rows: Ints, question: Question) -> Ints:
-    """Rows in the order asked for; rows that are alike stay in order, and what has no number comes last."""
-    if question.sort in ("device", "profile"):
-        names = fleet.device if question.sort == "device" else fleet.profile
-        order = sorted(rows.tolist(), key=lambda row: _natural(names[row]), reverse=question.down)
-        return np.array(order, dtype=np.int64)
+def _urgency(alert: Alert) -> float:
+    """By state, then by score; over 0."""
+    return _URGENCY.get(alert.state, 0) + min(alert.score or 0.0, 1e6) / 2e6
+
+
+def _sorted(fleet: Fleet, urgency: Floats, rows: Ints, question: Question) -> Ints:
+    """Rows in the order asked for; those that are alike by name, and what has no number comes last."""
+    rank = _ranks(fleet.device)
+    rows = rows[np.argsort(rank[rows])]
     score = np.nan_to_num(fleet.score[rows], nan=-np.inf if question.down else np.inf)
     seen = np.where(np.isfinite(fleet.last_seen[rows]), fleet.last_seen[rows], -np.inf if question.down else np.inf)
-    column = {
-        "urgency": urgency[rows] * 1e9 + np.clip(score, -1.0, 1e6),
+    columns: dict[Sort, npt.NDArray[Any]] = {
+        "urgency": urgency[rows],
+        "device": rank[rows],
+        "profile": _ranks(fleet.profile)[rows],
         "state": fleet.state[rows],
         "score": score,
         "seen": seen,
-    }[question.sort]
+    }
+    column = columns[question.sort].astype(np.float64)
     return rows[np.argsort(-column if question.down else column, kind="stable")]
 
 
-@lru_cache(maxsize=1 << 16)
-def _natural(name: str) -> tuple[int | str, ...]:
-    """So that pump-9 comes before pump-10."""
-    return tuple(int(part) if at % 2 else part for at, part in enumerate(_DIGITS.split(name.casefold())))
+@lru_cache(maxsize=2)
+def _ranks(names: tuple[str, ...]) -> Ints:
+    """Place of each name in their natural order, that of pump-9 before that of pump-10; alike names share theirs."""
+
+    def natural(name: str) -> tuple[int | str, ...]:
+        return tuple(int(part) if at % 2 else part for at, part in enumerate(_DIGITS.split(name.casefold())))
+
+    place = {name: at for at, name in enumerate(sorted(set(names), key=natural))}
+    return np.fromiter((place[name] for name in names), dtype=np.int64, count=len(names))
