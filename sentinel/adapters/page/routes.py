@@ -40,7 +40,7 @@ from sentinel.records import Alert, Command, CommandFate, CommandVerb
 MOST_STREAMS = 24  # at a time; more are told to come again later
 STREAM_SECONDS = 15.0  # then the browser asks anew: a connection ends before the server cuts it
 EVERY = 1.0  # seconds between events
-SHARE = 0.05  # of the HTTP thread's time that one stream may take
+SHARE = 0.2  # of the HTTP thread's time that all streams together may take
 LOOKED_FOR = 5.0  # seconds that a device stays looked at
 MOST_LOOKED = 32  # devices
 FIRST_LOOK = 0.4  # seconds that the first page of a device waits for its detail
@@ -317,7 +317,7 @@ class Page:
                 if now != said:
                     said = now
                     yield f"data: {json.dumps(now)}\n\n".encode()  # ASCII, one line
-                wait = max(EVERY, (time.monotonic() - began) / SHARE)
+                wait = max(EVERY, (time.monotonic() - began) * self._streams / SHARE)
                 while not self._closed and time.monotonic() < min(began + wait, until):  # noqa: ASYNC110 - another thread closes
                     await asyncio.sleep(0.1)
         finally:
