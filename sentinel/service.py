@@ -382,12 +382,17 @@ class Service:
         return [found] if isinstance(found, Command) and fate == "accepted" else []
 
     def _asked(self) -> list[Command]:
-        """Commands from the page that can be done; whoever asked is answered once it shows."""
-        asks = self.page.asks()
-        fates = [self._admit(asked.command, page=True) for asked in asks]
-        for asked, fate in zip(asks, fates, strict=True):
-            self.page.answer(asked, fate)
-        return [asked.command for asked, fate in zip(asks, fates, strict=True) if fate == "accepted"]
+        """Commands from the page that can be done; whoever asked is answered once it is journalled."""
+        commands = []
+        for asked in self.page.asks():
+            fate = self._admit(asked.command, page=True)
+            answer = partial(self.page.answer, asked, fate)
+            if fate == "accepted":
+                commands.append(asked.command)
+                self._held.append(answer)
+            else:
+                answer()
+        return commands
 
     def _admit(self, found: Command | CommandFate, **whence: object) -> CommandFate:
         """Whether a command can be done, or why not. Counts it and writes it down, whatever becomes of it."""
@@ -399,7 +404,7 @@ class Service:
             stream = self.pipeline.profiles.get(found.profile)
             if stream is not None and (found.device in stream.table.slot_of or found.device in stream.book.open):
                 self.metrics.command("accepted")
-                log.info("command", **asdict(found))
+                log.info("command", **asdict(found), **whence)
                 return "accepted"
             found = "unknown_device"
         self.metrics.command(found)

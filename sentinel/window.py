@@ -30,9 +30,11 @@ class Window:
 
     def restored(self) -> None:
         """The stream is as it was: its open alerts are news to the page."""
-        for stream in self._profiles.values():
-            for device in stream.book.open:
-                self._open[Key(stream.spec.name, device)] = stream.book.alerts(device)
+        self._open = {
+            Key(stream.spec.name, device): stream.book.alerts(device)
+            for stream in self._profiles.values()
+            for device in stream.book.open
+        }
         self._alerts = None
 
     def took_alerts(self, transitions: Sequence[Transition]) -> None:

@@ -33,7 +33,8 @@ from sentinel.records import DEVICE_STATES, Alert, Command
 from sentinel.service import COMMANDS_A_SECOND, Service
 from sentinel.settings import load_settings
 from sentinel.stream.alerts import duration, quantity
-from sentinel.window import MOST_TICKS, MOST_WATCHED
+from sentinel.stream.pipeline import Pipeline
+from sentinel.window import MOST_TICKS, MOST_WATCHED, Window
 from tests import fleets
 from tests.brokers import wait_until
 from tests.test_report import Browser, browser  # noqa: F401 - a fixture
@@ -66,7 +67,7 @@ class Plant:
         nasty = json.dumps(NASTY)
         (folder / "sentinel.toml").write_text(CONFIG.format(unit=nasty, nasty=nasty))
         settings = load_settings(folder / "sentinel.toml")
-        disk = MemoryDisk()
+        disk = self.disk = MemoryDisk()
         learned = fleets.learned(declared=False)
         stream = fleets.running(fleets.spec(), learned)
         object.__setattr__(learned.detector, "channels", ("pressure", "flow", NASTY))
@@ -74,8 +75,8 @@ class Plant:
             trainer.save(disk.models, stream, learned.detector, 0)
         finally:
             object.__setattr__(learned.detector, "channels", fleets.CHANNELS)
-        self.broker, self.store = MemoryBroker(), MemoryStore(disk)
-        self.service = Service(settings, broker=self.broker, store=self.store)
+        self.broker = MemoryBroker()
+        self.service = Service(settings, broker=self.broker, store=MemoryStore(disk))
         self.at = 0
         self.values = {device: fleets.healthy(4000, n, 5) for n, device in enumerate([SICK, WELL, *AWKWARD])}
         self._thread = Thread(target=self.service.run)
@@ -301,6 +302,12 @@ def event(stream: http.client.HTTPResponse) -> str:
             return said
 
 
+def commands_of(plant: Plant) -> list[Command]:
+    """What the journal has of them."""
+    entries = [entry for turn in plant.disk.turns for entry in turn.entries]
+    return [entry for entry in entries if isinstance(entry, Command)]
+
+
 OWN = {"Sec_Fetch_Site": "same-origin"}
 
 
@@ -318,8 +325,7 @@ class TestCommands:
         with closing(request(plant.server, f"{path}?do=shelve&for=3600", "POST", **OWN)) as response:
             assert response.status == 303
         assert '<span class="badge shelved">' in text(plant.server, path)
-        journalled = [entry for turn in plant.store.journal.read(0) for entry in turn.entries]
-        assert [entry for entry in journalled if isinstance(entry, Command)] == [
+        assert commands_of(plant) == [
             Command("acknowledge", "pump", SICK),
             Command("shelve", "pump", SICK, 3600.0),
         ]
@@ -347,6 +353,20 @@ class TestCommands:
         page._fleet = fleet
         assert asked[0].status == 404
         assert plant.count("unknown_device") == 1
+
+    def test_a_command_is_confirmed_once_it_is_on_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("sentinel.adapters.page.routes.COMMAND_SECONDS", 1.0)
+        plant = Plant(tmp_path)
+        plant.tick(1)
+        plant.caught_up()
+        wait_until(lambda: SICK in text(plant.server, "/"), 5)
+        plant.disk.full = True
+        with closing(request(plant.server, f"/devices/pump/{SICK}?do=acknowledge", "POST", **OWN)) as response:
+            assert response.status == 503
+            assert "disk" in response.read().decode()
+        plant.disk.full = False
+        plant.stop()
+        assert commands_of(plant) == [Command("acknowledge", "pump", SICK)]
 
     def test_a_flood_is_limited_with_those_of_the_broker(self, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("sentinel.service.COMMANDS_A_SECOND", 0)
@@ -507,9 +527,6 @@ class TestWindow:
 
 
 def parts(devices: int) -> tuple[Any, Page, Any]:
-    from sentinel.stream.pipeline import Pipeline
-    from sentinel.window import Window
-
     pipeline = Pipeline([fleets.spec()])
     page = Page(lambda: (True, []), lambda: None, commands=True, words=WORDS)
     for n in range(devices):

@@ -282,7 +282,10 @@ class Page:
         try:
             fate = await asyncio.wait_for(asyncio.wrap_future(asked.fate), COMMAND_SECONDS)
         except TimeoutError:
-            status, error = 503, "The daemon is busy and has not taken the command. Look at its state, then try again."
+            status, error = (
+                503,
+                "The daemon has not confirmed the command: it is busy, or its disk is away. Look again soon.",
+            )
         else:
             if fate == "accepted":
                 return RedirectResponse(f"?did={verb}", 303, HEADERS)  # so that nothing is sent again by a reload
