@@ -98,10 +98,12 @@ class Learner:
         *lines, self._rest = (self._rest + _read_now(process.stdout.fileno())).split(b"\n")
         for line in lines:
             try:
-                self._said = orjson.loads(line)
+                said = orjson.loads(line)
             except orjson.JSONDecodeError:
                 continue
-            self.stage = self._said.get("stage", self.stage)
+            if isinstance(said, dict):
+                self._said = said
+                self.stage = said.get("stage", self.stage)
         if code is None:
             return None
         last_words = self._end()

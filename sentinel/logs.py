@@ -25,7 +25,10 @@ def configure_logs(stream: TextIO | None = None, *, level: int = logging.INFO) -
     if stream.isatty() and "JOURNAL_STREAM" not in os.environ:
         # Plain tracebacks: the default, with rich installed, prints local variables, and a local may be a secret.
         plain = structlog.dev.plain_traceback
-        render = [structlog.dev.ConsoleRenderer(colors=not os.environ.get("NO_COLOR"), exception_formatter=plain)]
+        render = [
+            _printable,
+            structlog.dev.ConsoleRenderer(colors=not os.environ.get("NO_COLOR"), exception_formatter=plain),
+        ]
     else:
         render = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     structlog.configure(
@@ -44,3 +47,16 @@ def configure_logs(stream: TextIO | None = None, *, level: int = logging.INFO) -
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(level, logging.WARNING))
+
+
+def _printable(logger: object, method: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Text from outside, a device's id say, must not steer a terminal."""
+    return {
+        key: value if not isinstance(value, str) or key == "exception" else printable(value)
+        for key, value in fields.items()
+    }
+
+
+def printable(text: str) -> str:
+    """Text with every character that no terminal should see in its escaped form."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

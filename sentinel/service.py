@@ -60,7 +60,7 @@ from sentinel.stream.decode import Refusal, Template
 from sentinel.stream.pipeline import Outcome, Pipeline, ProfileStream
 from sentinel.window import Window
 
-MOST_MESSAGES, MOST_BYTES = 4096, 8 << 20  # a turn
+MOST_MESSAGES, MOST_BYTES = 4096, 1 << 20  # a turn
 LEAST_MESSAGES, LONG_TURN = 64, 1.0  # fewer are taken after a turn that took longer, in seconds
 IDLE = 0.2  # seconds that an idle turn waits
 CLOCK_SET = 30.0  # seconds that the wall clock is off by; less is drift
@@ -151,7 +151,7 @@ class Service:
         self._store_error = ""
         self._restored = False
         self._committed = 0.0
-        self._most = MOST_MESSAGES
+        self._most = LEAST_MESSAGES
         self._listening_since = math.inf
         self._epoch = 0
         self._seen_report: SnapshotReport | None = None
@@ -199,6 +199,9 @@ class Service:
             self.notifier.ready("running")
             while not self._stopping:
                 self.turn(IDLE)
+        except BaseException:
+            self._restored = False  # a turn that broke off may have left states that no journal accounts for
+            raise
         finally:
             self.shutdown()
 
@@ -254,28 +257,32 @@ class Service:
             messages: list[Message] = []
             commands: list[Command] = []
         else:
-            messages = self.broker.drain(self._wait(timeout), self._most, MOST_BYTES)
+            messages = self.broker.drain(self._wait(timeout), self._most, self._most * MOST_BYTES // MOST_MESSAGES)
             commands = self._asked()
         now = self._clock()
         self._watch_clock(now)
         began = time.monotonic()
         if messages or commands:
-            self._take(messages, commands, now)
+            self._take(messages, now, commands)
             # Many readings of one device are as many steps: a turn stays short enough for keepalive and watchdog.
-            if time.monotonic() - began > LONG_TURN:
-                self._most = max(self._most // 2, LEAST_MESSAGES)
-            elif len(messages) == self._most:
+            if (took := time.monotonic() - began) > LONG_TURN:
+                self._most = max(int(self._most * LONG_TURN / took), LEAST_MESSAGES)
+            elif self._most < MOST_MESSAGES and self._fills_a_turn(messages):
                 self._most = min(self._most * 2, MOST_MESSAGES)
         if self._steady() >= self._next_chores:
             self._next_chores = self._steady() + HOUSEKEEPING
             self._chores(now)
-        elif any(s.aligner is not None and (s.aligner.next_due() or now + 1) <= now for s in self._streams()):
+        elif any(s.aligner is not None and (s.aligner.next_due(now) or now + 1) <= now for s in self._streams()):
             self._timers(now)
         if commands or self.page.hurried:
             self.window.tell()
         self.notifier.watchdog()
         self._last_turn = time.monotonic()
         return len(messages)
+
+    def _fills_a_turn(self, messages: list[Message]) -> bool:
+        size = sum(len(message.payload) for message in messages)
+        return len(messages) >= self._most or size >= self._most * MOST_BYTES // MOST_MESSAGES // 2
 
     def _watch_clock(self, now: float) -> None:
         """Where the wall clock was set, or the machine slept, silence counts anew: nobody was silent in what it skipped."""
@@ -290,13 +297,13 @@ class Service:
 
     def _wait(self, timeout: float) -> float:
         now = self._clock()
-        dues = [s.aligner.next_due() for s in self._streams() if s.aligner is not None]
+        dues = [s.aligner.next_due(now) for s in self._streams() if s.aligner is not None]
         return max(0.0, min([timeout, *(due - now for due in dues if due is not None)]))
 
     def _streams(self) -> list[ProfileStream]:
         return list(self.pipeline.profiles.values())
 
-    def _take(self, messages: list[Message], asked: Sequence[Command], now: float) -> None:
+    def _take(self, messages: list[Message], now: float, asked: Sequence[Command] = ()) -> None:
         began = time.perf_counter()
         own = self.pipeline.decoder.is_own
         given: list[Message] = []
@@ -522,14 +529,14 @@ class Service:
         if time.monotonic() >= self._next_snapshot:
             self._next_snapshot = time.monotonic() + self.settings.store.snapshot_interval
             self._snapshot()
-        self._look_at_snapshot()
-        for chore in (self._trim, self._report):
+        for chore in (partial(self._trim, now), self._look_at_snapshot, partial(self._report, now)):
             try:
-                chore(now)
+                chore()
             except (SentinelError, OSError, sqlite3.Error) as error:
                 log.warning("chores", reason=str(error))
 
     def _look_at_snapshot(self) -> None:
+        """A snapshot that failed is told; after one that did not, models that nothing names any more may go."""
         report = self._writer.report
         if report is None or report is self._seen_report:
             return
@@ -537,6 +544,9 @@ class Service:
         if report.error:
             self.metrics.snapshot_failed()
             log.error("snapshot failed; tried again at the next interval", reason=report.error)
+        elif report.position >= self._promoted:  # else the snapshot may name the model before
+            for name in self.pipeline.profiles:
+                self._retire_models(name)
 
     def _trim(self, now: float) -> None:
         """Let go of the journal's oldest turns, never of what a restart or a promotion's replay needs."""
@@ -545,14 +555,10 @@ class Service:
             return
         if any(learner.busy for learner in self._learners.values()):
             return
-        store, until, trimmed = self.settings.store, time.monotonic() + TRIM, 0
-        while gone := self.store.journal.trim(store.max_bytes, store.max_age, now, report.position):
-            trimmed += gone
+        store, until = self.settings.store, time.monotonic() + TRIM
+        while self.store.journal.trim(store.max_bytes, store.max_age, now, report.position):
             if time.monotonic() > until:
                 break
-        if trimmed:
-            for name in self.pipeline.profiles:
-                self._retire_models(name)
 
     def _retire_models(self, name: str) -> None:
         """Delete a profile's old models, but for those that a retained entry names: a replay loads them again."""
@@ -561,11 +567,8 @@ class Service:
         named |= {detector.version} if detector is not None else set()
         if named == self._named.get(name):
             return
-        try:
-            retire_models(self.store.models, name, KEEP_MODELS, named)
-            self._named[name] = named
-        except ModelError as error:
-            log.warning("old models stay", profile=name, reason=str(error))
+        retire_models(self.store.models, name, KEEP_MODELS, named)
+        self._named[name] = named
 
     def _promote(self, name: str, version: str, now: float) -> None:
         try:
@@ -578,7 +581,6 @@ class Service:
         log.info("promoted", profile=name, version=version, states=self.pipeline.profiles[name].states())
         self._commit([Promotion(name, version)], now)
         self._snapshot()
-        self._retire_models(name)
 
     def _watch_room(self, now: float) -> None:
         """One system alert while more devices send than `max_devices` allows."""
@@ -689,7 +691,13 @@ class Service:
         if self._writer.busy or self._unwritten:
             return  # a state may hold nothing that the journal up to its position does not
         rows: list[Row] = []
-        meta: dict[str, Any] = {"profiles": {}}
+        # Alerts that are not out yet: the journal up to here will not be replayed.
+        own = f"{self.prefix}/alerts/", f"{self.prefix}/events/"
+        waiting = [publish for publish in self.broker.unconfirmed if publish.topic.startswith(own)]
+        meta: dict[str, Any] = {
+            "profiles": {},
+            "unconfirmed": [(topic, payload.decode(), retain) for topic, payload, _, retain in waiting],
+        }
         dirty = {}
         for name, stream in self.pipeline.profiles.items():
             slots = np.flatnonzero(stream.table.dirty & stream.table.used)
@@ -716,8 +724,11 @@ class Service:
             for profile, device, row in image.rows:
                 rows.setdefault(profile, []).append((device, row))
             try:
-                for name, data in orjson.loads(image.meta)["profiles"].items():
+                meta = orjson.loads(image.meta)
+                for name, data in meta["profiles"].items():
                     self._restore_profile(name, data, rows.get(name, []))
+                for topic, payload, retain in meta.get("unconfirmed", []):
+                    self.broker.publish(topic, payload.encode(), retain=retain)
             except (ValueError, KeyError, TypeError) as error:
                 msg = f"the snapshot does not fit: {error!r}; move {self.settings.store.path} away to start anew"
                 raise StoreError(msg) from None

@@ -297,6 +297,16 @@ class TestLogs:
         assert "messages=3" in stream.getvalue()
         assert "\x1b" not in stream.getvalue()
 
+    def test_what_a_device_calls_itself_does_not_steer_a_terminal(self, logs: Callable[..., None]) -> None:
+        people, machine, odd = Terminal(), StringIO(), "a\x1b]0;owned\x07\u202eb"
+        logs(people)
+        structlog.get_logger().warning(odd, device=odd)
+        assert people.getvalue().count(r"a\x1b]0;owned\x07\u202eb") == 2
+        assert "\x07" not in people.getvalue()
+        logs(machine)
+        structlog.get_logger().warning(odd, device=odd)
+        assert json.loads(machine.getvalue())["device"] == odd
+
     def test_a_traceback_shows_no_local_variable(
         self, logs: Callable[..., None], monkeypatch: pytest.MonkeyPatch
     ) -> None:

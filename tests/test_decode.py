@@ -105,6 +105,18 @@ class TestReadings:
         (readings,) = decode(Message("x/all", b'{"id": 7, "v": 1}'), specs=(spec,)).readings
         assert readings.device == ["7"]
 
+    def test_no_device_may_take_the_place_of_alerts_about_all(self) -> None:
+        decoded = decode(Message("home/_fleet/heat", b"1"))
+        assert decoded.fates == [Fate.BAD_DEVICE]
+
+    def test_a_message_of_which_no_number_is_left_is_refused_once(self) -> None:
+        spec = ProfileSpec("x", topic="x/{device}", channels=(Channel("v", ("v",)),))
+        wild, half = [{"v": 1e31}] * 1000, [{"v": 1e31}, {"v": 1}] * 500
+        decoded = decode(Message("x/a", orjson.dumps(wild)), Message("x/b", orjson.dumps(half)), specs=(spec,))
+        assert decoded.fates == [Fate.BAD_VALUE, None]
+        assert [refusal.message for refusal in decoded.refusals] == [0]
+        assert len(decoded.readings[0]) == 500
+
 
 GOOD = {"ts": 1.0, "pressure": 1.0, "flow": {"value": 2.0}}
 REFUSED: list[tuple[object, Fate]] = [

@@ -24,9 +24,10 @@ from sentinel.adapters.mqtt import Broker, client
 from sentinel.adapters.mqtt.client import MqttBroker, MqttOptions
 from sentinel.adapters.mqtt.memory import Delivery, MemoryBroker, matches
 from sentinel.adapters.mqtt.outbox import Outbox, Publish
-from sentinel.adapters.mqtt.wire import Next, Wire
+from sentinel.adapters.mqtt.wire import GIANT, READ_SIZE, Next, Wire
 from sentinel.records import Message
 from sentinel.settings import MqttSettings, TlsSettings
+from sentinel.stream.decode.payload import MAX_PAYLOAD
 from tests.brokers import Link, Mosquitto, PlainClient, plain_client, wait_until, write_password
 from tests.certificates import Authority
 from tests.servers import free_port
@@ -284,7 +285,8 @@ class BrokerSuite:
         broker.publish("out/state", b"old", retain=True)
         broker.publish("out/event", b"2")
         broker.publish("out/state", b"new", retain=True)
-        assert broker.unsent == 3
+        waiting = [(publish.topic, publish.payload) for publish in broker.unconfirmed]
+        assert waiting == [("out/event", b"1"), ("out/event", b"2"), ("out/state", b"new")]
         assert not broker.flush(0.2)
         world.resume()
         assert broker.flush(10.0)
@@ -843,15 +845,18 @@ class TestConnection:
             assert broker.reconnects == 0
             assert broker.connected
 
-    def test_a_large_message_arrives_whole(self, tmp_path: Path, connect: Connect) -> None:
+    def test_a_large_message_arrives_whole_and_of_a_giant_one_as_much_as_tells_it_is_too_large(
+        self, tmp_path: Path, connect: Connect
+    ) -> None:
         with Mosquitto(tmp_path) as mosquitto, plain_client(mosquitto.port) as talker:
             broker = connect(MqttOptions(port=mosquitto.port, client_id="large"))
             drain_until(broker, lambda _: broker.subscribed)
-            payload = os.urandom(10_000_000)
-            talker.publish("plant/a", payload)
-            talker.publish("plant/b", b"small")
-            got = drain_until(broker, lambda got: len(got) == 2)
-            assert payloads(got) == [payload, b"small"]
+            large, giant = os.urandom(2_000_000), os.urandom(10_000_000)
+            for payload in (large, giant, b"small"):
+                talker.publish("plant/a", payload)
+            got = payloads(drain_until(broker, lambda got: len(got) == 3))
+            assert (got[0], got[2]) == (large, b"small")
+            assert MAX_PAYLOAD < len(got[1]) < len(giant)
 
     def test_many_publishes_go_out_in_order(self, tmp_path: Path, connect: Connect) -> None:
         with Mosquitto(tmp_path) as mosquitto, plain_client(mosquitto.port, "out/#") as listener:
@@ -1003,6 +1008,60 @@ class TestWire:
             far.sendall(stream)
             _take_all(wire, [], bytearray(), 100)
             wire.close()
+
+    @pytest.mark.parametrize("version5", [False, True])
+    def test_of_a_giant_packet_only_the_beginning_is_kept_and_the_next_is_whole(self, version5: bool) -> None:
+        near, far = socket.socketpair()
+        wire = Wire(near, version5=version5)
+        properties = b"\x00" if version5 else b""
+        stream = _packet(0x32, b"\x00\x01a\x00\x07" + properties + b"x" * (20 << 20))
+        stream += _packet(0x32, b"\x00\x01b\x00\x08" + properties + b"1")
+        sender = threading.Thread(target=far.sendall, args=(stream,))
+        sender.start()
+        got: list[Message] = []
+        longest = 0
+        while len(got) < 2:
+            if wire.take(got, 10) is Next.FILL:
+                wire.fill()
+            longest = max(longest, len(wire._rest))
+        sender.join()
+        far.close()
+        wire.close()
+        assert [(one.topic, one.mid) for one in got] == [("a", 7), ("b", 8)]
+        assert MAX_PAYLOAD < len(got[0].payload) <= GIANT, "enough for it to be refused as too large"
+        assert got[1].payload == b"1"
+        assert longest <= GIANT + READ_SIZE
+
+    def test_a_giant_packet_whose_properties_are_as_long_is_a_message_without_a_payload(self) -> None:
+        near, far = socket.socketpair()
+        wire = Wire(near, version5=True)
+        size = 3 << 20
+        length = bytes(((size >> 7 * place) & 127) | 128 * (place < 3) for place in range(4))
+        sender = threading.Thread(
+            target=far.sendall, args=(_packet(0x32, b"\x00\x01a\x00\x07" + length + bytes(size) + b"1"),)
+        )
+        sender.start()
+        got: list[Message] = []
+        while not got:
+            if wire.take(got, 10) is Next.FILL:
+                wire.fill()
+        sender.join()
+        far.close()
+        wire.close()
+        assert [(one.topic, one.mid, one.payload) for one in got] == [("a", 7, b"")]
+        assert wire.lost is None
+
+    def test_long_topics_are_not_remembered(self) -> None:
+        near, far = socket.socketpair()
+        wire = Wire(near, version5=False)
+        for length in (10, 513):
+            far.sendall(_packet(0x30, struct.pack("!H", length) + b"t" * length + b"1"))
+        got: list[Message] = []
+        _take_all(wire, got, bytearray(), 100)
+        assert [len(one.topic) for one in got] == [10, 513]
+        assert [len(name) for name in wire._topics] == [10]
+        far.close()
+        wire.close()
 
     def test_paho_gets_one_packet_at_a_time_and_then_the_loss(self) -> None:
         near, far = socket.socketpair()

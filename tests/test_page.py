@@ -40,7 +40,7 @@ from tests.brokers import wait_until
 from tests.test_report import Browser, browser  # noqa: F401 - a fixture
 
 NASTY = "</script><script>document.title='hacked'</script>\"'&<b>"
-AWKWARD = ["a/b", "..", ".", "%41", "%2E%2E", "é ü?#&;=+", "_fleet", NASTY]
+AWKWARD = ["a/b", "..", ".", "%41", "%2E%2E", "é ü?#&;=+", "!.", NASTY]
 WORDS: dict[str, Callable[..., str]] = {"quantity": quantity, "duration": duration}
 USER, PASSWORD = "op", "s3cret"
 CONFIG = """

@@ -150,6 +150,12 @@ class TestAlignment:
             ticks += self.push(to, now, now, pressure=7)
         assert len(ticks) == 5
 
+    def test_a_clock_that_is_set_back_holds_no_tick_up(self) -> None:
+        to = stream(align_window=1.0)
+        self.push(to, 0.0, 5000.0, pressure=1)
+        assert to.timer_due(100.0)
+        assert len(self.due(to, 100.0)) == 1
+
     def test_a_pending_tick_survives_a_snapshot(self) -> None:
         to, other = stream(align_window=1.0), stream(align_window=1.0)
         self.push(to, 0.0, 0.0, pressure=1)

@@ -290,6 +290,62 @@ def test_stale_retained_alerts_of_an_earlier_run_are_cleared(start: Callable[...
     assert [d.payload for d in bench.broker.published if d.topic == "sentinel/alerts/pump/gone"][-1] == b""
 
 
+def test_events_that_the_broker_has_not_got_before_a_snapshot_and_a_crash_come_after_the_restart(
+    start: Callable[..., Bench],
+) -> None:
+    bench = start()
+    bench.tick("d0", 0, np.array([5.0, 20.0, 60.0]))
+    bench.turn(1.0)
+    bench.tick("d0", 1, np.array([99.0, 20.0, 60.0]))
+    drained = bench.broker.drain(0.0, 10, 1000)
+    bench.broker.stop()
+    bench.service._take(drained, bench.clock())
+    bench.service._snapshot()
+    bench.service._writer.wait()
+    waiting = [publish.payload for publish in bench.broker.unconfirmed if "/events/" in publish.topic]
+    assert len(waiting) == 1
+    bench.broker.close(0.0)  # as a crash: nothing that waited goes out
+    bench.broker.resume()
+    again = start()
+    again.turn(1.0)
+    events = [d.payload for d in bench.events.got + again.events.got]
+    assert waiting[0] in events
+
+
+def test_a_turn_that_breaks_off_leaves_no_snapshot_of_half_of_it(
+    start: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = start()
+    bench.tick("d0", 0, np.array([5.0, 20.0, 60.0]))
+    bench.turn(1.0)
+    bench.tick("d0", 1, np.array([5.0, 20.0, 60.0]))
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(bench.service, "_count", broken)
+    with pytest.raises(RuntimeError, match="a defect"):
+        bench.service.run()
+    monkeypatch.undo()
+    stream = start().service.pipeline.profiles["pump"]
+    assert stream.table.ticks[stream.table.slot_of["d0"]] == 2  # the message was not acknowledged: it came again
+
+
+def test_the_time_of_a_shelved_alert_fills_no_journal(start: Callable[..., Bench]) -> None:
+    bench = start()
+    bench.tick("d0", 0, np.array([99.0, 20.0, 60.0]))
+    bench.turn(1.0)
+    stream = bench.service.pipeline.profiles["pump"]
+    stream.book.shelve("d0", bench.clock(), 100.0)
+    before = bench.service.store.journal.last()
+    for _ in range(20):
+        bench.turn(4.0)
+    assert bench.service.store.journal.last() == before
+    bench.turn(25.0)
+    assert bench.service.store.journal.last() > before
+    assert stream.book.open["d0"]["range"].state == "firing"
+
+
 def test_a_new_connection_is_told_the_status_and_every_open_alert_again(start: Callable[..., Bench]) -> None:
     bench = start()
     bench.tick("d0", 0, np.array([99.0, 20.0, 60.0]))

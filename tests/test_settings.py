@@ -450,6 +450,19 @@ REFUSED_KEYS = {
     "[mqtt\nport = 1": "s.toml:1: not TOML: Expected ']' at the end of a table declaration",
     "port = ": "s.toml:1: not TOML: Invalid value",
     "[mqtt]\nport = 1\nport = 2": "s.toml:3: not TOML: Cannot overwrite a value",
+    "a = " + "[" * 3000: "s.toml: not TOML: nested too deeply",
+    f"[mqtt]\nport = {'9' * 5000}": "s.toml: not TOML: Exceeds the limit (4300 digits) for integer string conversion: "
+    "value has 5000 digits; use sys.set_int_max_str_digits() to increase the limit",
+    # numbers that nothing holds
+    TOPIC + "stuck_after = 100000000000000000000": "s.toml:3: profiles.pump.stuck_after = 100000000000000000000: "
+    'must be a number of ticks of at least 2, or "auto", or "off"',
+    TOPIC + "quiet_ticks = 100000000000000000000": "s.toml:3: profiles.pump.quiet_ticks = 100000000000000000000: "
+    "must be a number of at most 9007199254740992",
+    TOPIC + "silence_after = 100000000000000000000": "s.toml:3: profiles.pump.silence_after = 100000000000000000000: "
+    f'{DURATION}, or "auto", or "off"',
+    '[mqtt]\npassword_file = "a\\u0000b"': 's.toml:2: mqtt.password_file = "a\\u0000b": embedded null byte',
+    '[store]\npath = "~nobody-of-that-name/x"': 's.toml:2: store.path = "~nobody-of-that-name/x": '
+    "Could not determine home directory.",
 }
 
 

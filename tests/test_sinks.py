@@ -10,7 +10,7 @@ from pathlib import Path
 import jsonschema
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sentinel.adapters import sinks
@@ -142,6 +142,12 @@ class TestTopics:
         assert sinks.event_topic("sentinel", Place("pump", "a/b")) == "sentinel/events/pump/a/b"
         assert sinks.parse_alert_topic("sentinel", "sentinel/alerts/_system") == Place(None, None)
 
+    @given(st.text())
+    @example("pump/%FF")
+    @example("%FF/d0")
+    def test_any_topic_is_taken_or_not(self, rest: str) -> None:
+        assert isinstance(sinks.parse_alert_topic("sentinel", f"sentinel/alerts/{rest}"), Place | None)
+
     @pytest.mark.parametrize("topic", ["sentinel/alerts/pump", "sentinel/events/pump/a", "other/alerts/pump/a", ""])
     def test_other_topics_are_not_taken_for_alerts(self, topic: str) -> None:
         assert sinks.parse_alert_topic("sentinel", topic) is None
@@ -186,6 +192,8 @@ class TestCommands:
             assert found == expected
 
     @given(st.text(), st.binary())
+    @example("acknowledge/pump/%FF", b"")
+    @example("normal/%FF/d0", b"")
     def test_any_topic_and_payload_is_a_command_or_a_reason(self, rest: str, payload: bytes) -> None:
         found = sinks.parse_command("sentinel", f"sentinel/command/{rest}", payload)
         assert isinstance(found, Command) or found in COMMAND_FATES

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import signal
 import sqlite3
+import struct
 import subprocess
 import sys
 import tempfile
@@ -341,6 +342,25 @@ class StoreSuite:
         assert image is not None
         assert image.position == 3
 
+    def test_rows_that_no_memory_was_left_for_come_with_the_next(
+        self, store: AnyStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        writer = SnapshotWriter(store.snapshot, saved=0.0)
+
+        def fail(*_: object) -> None:
+            raise MemoryError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store.snapshot, "save", fail)
+            writer.submit(1, 1.0, b"", [("p", "a", b"1")])
+            writer.wait()
+        assert ended(writer).error == "MemoryError()"
+        writer.submit(2, 2.0, b"", [])
+        writer.wait()
+        image = store.snapshot.load()
+        assert image is not None
+        assert list(image.rows) == [("p", "a", b"1")]
+
     def test_rows_of_a_failed_snapshot_come_with_the_next(self, world: World) -> None:
         with world.open() as store:
             writer = SnapshotWriter(store.snapshot, saved=0.0)
@@ -604,6 +624,16 @@ class TestFiles:
                 store.journal._connection.execute("UPDATE entries SET kind = ?, body = ?", (kind, body))
                 with pytest.raises(StoreError, match="it is damaged; restore it from a backup or move"):
                     list(store.journal.read())
+
+    def test_readings_that_name_a_device_that_is_not_there_are_damage(self, tmp_path: Path) -> None:
+        with Store(tmp_path) as store:
+            store.journal.append([dataclasses.replace(readings(3), device=["a", "b", "a"])], 1.0)
+            ((body,),) = store.journal._query("SELECT body FROM entries")
+            at = struct.calcsize("<4B4I")
+            assert body[at : at + 3] == b"\0\1\0"
+            store.journal._connection.execute("UPDATE entries SET body = ?", (body[:at] + b"\7" + body[at + 1 :],))
+            with pytest.raises(StoreError, match="it is damaged"):
+                list(store.journal.read())
 
     def test_a_damaged_journal_is_refused(self, tmp_path: Path) -> None:
         with Store(tmp_path) as store:

@@ -65,7 +65,7 @@ def encode_device(device: str) -> str:
 
 
 def decode_device(levels: str) -> str:
-    """The inverse of `encode_device`."""
+    """The inverse of `encode_device`. Raises UnicodeDecodeError where it is the inverse of nothing."""
     return "/".join(
         "" if level == EMPTY_LEVEL else unquote(level, errors="surrogatepass") for level in levels.split("/")
     )
@@ -104,7 +104,10 @@ def parse_alert_topic(prefix: str, topic: str) -> Place | None:
     profile, slash, device = topic[len(head) :].partition("/")
     if not slash:
         return Place(None, None) if profile == SYSTEM else None
-    return Place(unquote(profile, errors="surrogatepass"), None if device == FLEET else decode_device(device))
+    try:
+        return Place(unquote(profile, errors="surrogatepass"), None if device == FLEET else decode_device(device))
+    except UnicodeDecodeError:  # "%FF": somebody else wrote it
+        return None
 
 
 def is_command(prefix: str, topic: str) -> bool:
@@ -124,7 +127,10 @@ def parse_command(prefix: str, topic: str, payload: bytes) -> Command | CommandF
     seconds = _shelf(payload) if verbs[0] == "shelve" else 0.0 if payload in {b"", b"{}"} else None
     if seconds is None:
         return "bad_payload"
-    return Command(verbs[0], unquote(parts[1], errors="surrogatepass"), decode_device(parts[2]), seconds)
+    try:
+        return Command(verbs[0], unquote(parts[1], errors="surrogatepass"), decode_device(parts[2]), seconds)
+    except UnicodeDecodeError:
+        return "bad_topic"
 
 
 def _shelf(payload: bytes) -> float | None:

@@ -71,7 +71,7 @@ def load_settings(path: Path | str | None, *, overrides: Mapping[str, Any] | Non
         problems.append(_unknown((name,), origins))
         del data[name]
     problems += _profile_problems(data, origins)
-    _resolve(data, Path() if path is None else Path(path).parent)
+    problems += _resolve(data, Path() if path is None else Path(path).parent, origins)
     try:
         settings = Settings(**data)
     except ValidationError as invalid:
@@ -111,11 +111,15 @@ def _read(path: Path) -> tuple[dict[str, Any], Origins]:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ConfigError([f"{path}:{line}: not TOML: must be UTF-8 text"]) from None
+    except RecursionError:
+        raise ConfigError([f"{path}: not TOML: nested too deeply"]) from None
     except tomllib.TOMLDecodeError as error:
         found = re.fullmatch(r"(.*) \(at (?:line (\d+), column \d+|end of document)\)", str(error), re.DOTALL)
         reason = found[1] if found else str(error)
         line = int(found[2]) if found and found[2] else text.count("\n") + 1
         raise ConfigError([f"{path}:{line}: not TOML: {reason}"]) from None
+    except ValueError as error:  # a number of thousands of digits
+        raise ConfigError([f"{path}: not TOML: {error}"]) from None
     return data, {key: f"{path}:{line}" for key, line in key_lines(text).items()}
 
 
@@ -266,8 +270,9 @@ def _add_credentials(data: dict[str, Any], origins: Origins) -> None:
             origins[table, key] = "systemd credential"
 
 
-def _resolve(data: dict[str, Any], base: Path) -> None:
-    """Make the paths in `data`, and those that are left to their default, absolute."""
+def _resolve(data: dict[str, Any], base: Path, origins: Origins) -> list[str]:
+    """Make the paths in `data`, and those that are left to their default, absolute; returns those that are none."""
+    problems = []
     for pattern, field in FIELDS.items():
         if not holds_path(field):
             continue
@@ -281,7 +286,13 @@ def _resolve(data: dict[str, Any], base: Path) -> None:
             if default is not None:
                 table.setdefault(name, str(default))
             if isinstance(table.get(name), str):
-                table[name] = str((base / Path(table[name]).expanduser()).resolve())
+                try:
+                    table[name] = str((base / Path(table[name]).expanduser()).resolve())
+                except (ValueError, RuntimeError, OSError) as error:  # a NUL, a user who is not there, a loop of links
+                    place = _nearest(origins, pattern)
+                    problems.append(f"{place}: {_dotted(pattern)} = {_shown(table[name])}: {error}")
+                    del table[name]
+    return problems
 
 
 def _pattern(key: Key) -> tuple[str, ...]:

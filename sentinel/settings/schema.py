@@ -97,9 +97,9 @@ def _horizons(value: object) -> tuple[int, ...]:
 
 
 def _stuck_after(value: object) -> int:
-    if isinstance(value, str) and value.isascii() and value.isdigit():
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
         value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 2:
+    if isinstance(value, int) and not isinstance(value, bool) and 2 <= value <= values.LARGEST:
         return value
     raise ValueError("must be a number of ticks of at least 2")
 
@@ -126,6 +126,8 @@ def _prefix(value: object) -> str:
 def _number(value: object) -> object:
     if isinstance(value, bool):
         raise PydanticCustomError("bool", "a boolean is no number")
+    if isinstance(value, int) and abs(value) > values.LARGEST:
+        raise ValueError(f"must be a number of at most {values.LARGEST}")
     return value
 
 

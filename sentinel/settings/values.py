@@ -6,6 +6,7 @@ to the same number (a budget that is no whole number per period: to 1e-12 of it)
 
 from __future__ import annotations
 
+import math
 import re
 from decimal import Decimal
 from fractions import Fraction
@@ -44,20 +45,25 @@ _BYTES = {
     "B": 1,
 }
 _NUMBER = r"\d+(?:\.\d+)?"
+LONGEST = 400  # characters of a number with its unit
+LARGEST_SIZE = 2**63
+LARGEST = 2**53  # beyond it a float holds no longer every whole number
 _PART = re.compile(rf"\s*({_NUMBER})\s*(ms|[wdhms])\s*")
 _WILDCARD = re.compile(r"\{([^{}]*)\}")
 
 
 def parse_duration(value: object) -> float:
     """Seconds, >= 0, from a number of seconds or text such as "1h30m" (w, d, h, m, s, ms)."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf"):
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST:
         return float(value)
-    if isinstance(value, str):
-        text = value.strip()
+    if isinstance(value, str) and len(value) <= LONGEST:
+        text, seconds = value.strip(), math.inf
         if re.fullmatch(_NUMBER, text):
-            return float(text)
-        if text and re.fullmatch(rf"(?:{_PART.pattern})+", text):
-            return float(sum(Fraction(number) * _SECONDS[unit] for number, unit in _PART.findall(text)))
+            seconds = float(text)
+        elif text and re.fullmatch(rf"(?:{_PART.pattern})+", text):
+            seconds = float(sum(Fraction(number) * _SECONDS[unit] for number, unit in _PART.findall(text)))
+        if seconds <= LARGEST:
+            return seconds
     raise ValueError(f"must be {DURATION}")
 
 
@@ -85,8 +91,9 @@ def show_duration(seconds: float) -> str:
 def parse_budget(value: object) -> float:
     """Alerts per second from text such as "1/week"; a month is 30 days, a year 365."""
     units = "|".join(_PERIODS)
-    found = re.fullmatch(rf"\s*({_NUMBER})\s*/\s*({units})\s*", value) if isinstance(value, str) else None
-    if found is None or float(found[1]) == 0:
+    text = value if isinstance(value, str) and len(value) <= LONGEST else ""
+    found = re.fullmatch(rf"\s*({_NUMBER})\s*/\s*({units})\s*", text)
+    if found is None or not 0 < float(found[1]) <= LARGEST:
         raise ValueError(f"must be {BUDGET}")
     return float(found[1]) / _PERIODS[found[2]]
 
@@ -103,11 +110,11 @@ def show_budget(rate: float) -> str:
 
 def parse_size(value: object) -> int:
     """Bytes, > 0, from a number of bytes or text such as "4GiB"."""
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value < LARGEST_SIZE:
         return value
-    if isinstance(value, str):
+    if isinstance(value, str) and len(value) <= LONGEST:
         found = re.fullmatch(rf"\s*({_NUMBER})\s*({'|'.join(_BYTES)})?\s*", value)
-        if found and (size := round(Fraction(found[1]) * _BYTES[found[2] or "B"])) > 0:
+        if found and 0 < (size := round(Fraction(found[1]) * _BYTES[found[2] or "B"])) < LARGEST_SIZE:
             return size
     raise ValueError(f"must be {SIZE}")
 

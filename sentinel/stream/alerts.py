@@ -182,6 +182,13 @@ class AlertBook:
                     out.append(self._move(device, episode, "pending" if episode.fired is None else "firing", -1))
         return out
 
+    def is_due(self, now: float) -> bool:
+        """Whether `due` or `storm` might do something."""
+        if len(self.recent) >= STORM_LEAST or FLEET in self.open:
+            return True
+        shelved = (e for episodes in self.open.values() for e in episodes.values() if e.state == "shelved")
+        return any(now >= episode.shelved_until for episode in shelved)
+
     def storm(self, devices: int, now: float) -> list[Transition]:
         """Add a fleet alert when half of the devices, and at least ten, fired within a minute; take it back after."""
         self.recent = [(at, device) for at, device in self.recent if now - at <= STORM_WITHIN]

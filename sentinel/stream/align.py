@@ -117,16 +117,18 @@ class Aligner:
         """Ticks whose window has closed by `now`."""
         if not self._pending:
             return self._batch([], channels)
-        done = [(slot, held) for slot, held in self._pending.items() if now - held.since >= self.window]
+        # A beginning ahead of now: the clock was set back.
+        done = [(slot, p) for slot, p in self._pending.items() if not 0 <= now - p.since < self.window]
         for slot, _ in done:
             del self._pending[slot]
         return self._batch(done, channels)
 
-    def next_due(self) -> float | None:
+    def next_due(self, now: float) -> float | None:
         """Receive time at which `due` has something; None: nothing waits."""
         if not self._pending:
             return None
-        return next(iter(self._pending.values())).since + self.window
+        since = next(iter(self._pending.values())).since
+        return since + self.window if since <= now else now
 
     def drop(self, slot: int) -> None:
         """Forget a device."""

@@ -159,6 +159,7 @@ class DeviceTable:
         self.at[slots] = np.where(seen, time[:, None], self.at[slots])
         self.last_time[slots] = time
         self.ticks[slots] += 1
+        self.dirty[slots] = True  # a snapshot may have come since the reading
 
     def pack(self, slots: Ints) -> list[bytes]:
         """The slots' contents as bytes, for a snapshot."""

@@ -39,7 +39,7 @@ from sentinel.records import (
     Readings,
     Transition,
 )
-from sentinel.stream.alerts import FLEET, AlertBook, Episode, Evidence
+from sentinel.stream.alerts import AlertBook, Episode, Evidence
 from sentinel.stream.align import Aligner, Batch, waves
 from sentinel.stream.decode import Decoded, Decoder
 from sentinel.stream.devices import DeviceTable
@@ -200,12 +200,10 @@ class ProfileStream:
     def timer_due(self, now: float) -> bool:
         """Whether `timer` would change anything."""
         table = self.table
-        waits = self.aligner.next_due() if self.aligner is not None else None
+        waits = self.aligner.next_due(now) if self.aligner is not None else None
         return (
             (waits is not None and waits <= now)
-            or bool(self.book.recent)
-            or FLEET in self.book.open
-            or bool(self.book.open and any(e.state == "shelved" for d in self.book.open.values() for e in d.values()))
+            or self.book.is_due(now)
             or bool(self._newly_silent(now).any())
             or bool((table.used & (now - table.last_seen > self.spec.device_ttl)).any())
         )

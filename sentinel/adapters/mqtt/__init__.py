@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from sentinel.adapters.mqtt.outbox import Publish
 from sentinel.records import Message
 
 
@@ -21,7 +22,7 @@ class Broker(Protocol):
         reconnects: connections after the first.
         dropped: publishes given up: the oldest of too many, refused by the broker, or left at `close`.
         stale_acks: acknowledgements let go, since their connection was gone.
-        unsent: publishes that wait, and those that the broker has not confirmed.
+        unconfirmed: publishes at QoS 1 that the broker has not confirmed, and those that wait, in order.
     """
 
     @property
@@ -41,7 +42,7 @@ class Broker(Protocol):
     @property
     def stale_acks(self) -> int: ...
     @property
-    def unsent(self) -> int: ...
+    def unconfirmed(self) -> list[Publish]: ...
 
     def start(self, subscriptions: Sequence[str]) -> None:
         """Begin to connect, and to subscribe to these topic filters on each connection. Never blocks.

@@ -85,7 +85,7 @@ class MqttBroker:
         self._muted: dict[str, tuple[str, float]] = {}
         self._outbox = Outbox()
         self._window = WINDOW
-        self._unconfirmed: dict[int, str] = {}  # packet ids of publishes at QoS 1, with the topic
+        self._unconfirmed: dict[int, Publish] = {}  # at QoS 1, by packet id
         self._given_up = 0
         self._held: list[Message] = []
         self._more = False
@@ -117,9 +117,9 @@ class MqttBroker:
         return self._outbox.dropped + self._given_up
 
     @property
-    def unsent(self) -> int:
-        """Publishes that wait or are not confirmed."""
-        return len(self._outbox) + len(self._unconfirmed)
+    def unconfirmed(self) -> list[Publish]:
+        """See `Broker`."""
+        return [*self._unconfirmed.values(), *self._outbox.waiting()]
 
     def start(self, subscriptions: Sequence[str]) -> None:
         """See `Broker`."""
@@ -260,13 +260,13 @@ class MqttBroker:
             publish = self._outbox.pop()
             sent = self._client.publish(publish.topic, publish.payload, publish.qos, publish.retain)
             if publish.qos:
-                self._unconfirmed[sent.mid] = publish.topic
+                self._unconfirmed[sent.mid] = publish
         if self._client.want_write():
             self._client.loop_write()
         wire.flush()
 
     def _is_idle(self) -> bool:
-        if self.unsent:
+        if self._outbox or self._unconfirmed:
             return False
         wire = self._wire
         return wire is None or not self.connected or not (wire.unsent or self._client.want_write())
@@ -361,7 +361,8 @@ class MqttBroker:
     def _on_publish(
         self, client: paho.Client, userdata: Any, mid: int, reason: ReasonCode, properties: Properties
     ) -> None:
-        topic = self._unconfirmed.pop(mid, "")
+        publish = self._unconfirmed.pop(mid, None)
+        topic = publish.topic if publish is not None else ""
         if not reason.is_failure:
             self._muted.pop(topic, None)
             return

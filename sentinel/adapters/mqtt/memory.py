@@ -75,9 +75,9 @@ class MemoryBroker:
         return self._outbox.dropped + self._given_up
 
     @property
-    def unsent(self) -> int:
+    def unconfirmed(self) -> list[Publish]:
         """See `Broker`."""
-        return len(self._outbox)
+        return self._outbox.waiting()
 
     def start(self, subscriptions: Sequence[str]) -> None:
         """See `Broker`."""

@@ -34,6 +34,10 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def waiting(self) -> list[Publish]:
+        """What `pop` would give, in order."""
+        return list(self._waiting.values())
+
     def put(self, publish: Publish) -> None:
         """Append; a retained one takes the place of an older one for its topic, at the end."""
         if publish.retain:

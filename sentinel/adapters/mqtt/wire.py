@@ -17,6 +17,8 @@ from sentinel.records import Message
 READ_SIZE = 65536
 UNSENT_LIMIT = 1 << 22
 TOPICS_CACHED = 200_000
+LONGEST_CACHED = 512  # bytes: a longer topic is no device's
+GIANT = 1 << 21  # bytes kept of a longer packet: twice what a decoder takes
 SHORT = 127  # a variable byte integer up to here is one byte (MQTT 3.1.1, 2.2.3)
 PUBLISH = 0x30  # at QoS 0 or 1, without the bits of DUP, QoS 1 and RETAIN (mask 0xF4)
 WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -53,6 +55,7 @@ class Wire:
         self._gate = 0  # paho may read up to here
         self._rest = bytearray()  # the beginning of a packet, until `_need` bytes of it are there
         self._need = 0
+        self._giant = 0  # bytes of a giant PUBLISH that are still to come
         self._received = self._arrived = 0.0
         self._out = bytearray()
         self._topics: dict[bytes, str] = {}
@@ -137,7 +140,11 @@ class Wire:
         self._received = time.time()
         self._arrived = time.perf_counter()
         size = len(data)
-        if self._rest:
+        if self._giant:
+            data = self._shorten(data)
+            if self._giant:
+                return size
+        elif self._rest:
             self._rest += data
             if len(self._rest) < self._need:
                 return size
@@ -186,6 +193,8 @@ class Wire:
                     payload += size
             except IndexError:
                 payload = end + 1
+            if payload > stop and stop - at == GIANT:
+                payload = stop  # its properties alone are longer than what was kept
             if payload > stop:
                 self.lost = ConnectionAbortedError("malformed PUBLISH")
                 break
@@ -196,14 +205,31 @@ class Wire:
         if at < end:
             self._rest += data[at:]
             self._need = need
+            if need > GIANT + 8 and data[at] & 0xF4 == PUBLISH:
+                self._giant = need - (end - at)
         self._data = b""
         self._at = self._gate = 0
         return Next.FILL
 
+    def _shorten(self, data: bytes) -> bytes:
+        """Keep the first `GIANT` bytes of a giant packet, and make a whole packet of them when it has come to its end."""
+        tail, rest = data[: self._giant], data[self._giant :]
+        self._giant -= len(tail)
+        self._rest += tail[: GIANT - len(self._rest)]
+        if self._giant:
+            return b""
+        size = GIANT - 5
+        self._rest[1:5] = bytes((size >> 7 * place & SHORT) | 128 * (place < 3) for place in range(4))
+        packet = bytes(self._rest)
+        self._rest.clear()
+        return packet + rest
+
     def _decode(self, name: bytes) -> str:
-        if len(self._topics) >= TOPICS_CACHED:
-            self._topics.clear()
-        topic = self._topics[name] = name.decode(errors="replace")
+        topic = name.decode(errors="replace")
+        if len(name) <= LONGEST_CACHED:
+            if len(self._topics) >= TOPICS_CACHED:
+                self._topics.clear()
+            self._topics[name] = topic
         return topic
 
     def _long_size(self, data: bytes, at: int) -> tuple[int, int]:

@@ -213,7 +213,7 @@ class JournalReader:
             raise StoreError(f"{self.file} holds an entry of unknown kind {kind!r}; upgrade sentinel")
         try:
             return decode(body, profile, self._channels_of) if kind == "readings" else _KINDS[kind](**json.loads(body))
-        except (ValueError, TypeError, KeyError, struct.error) as error:
+        except (ValueError, TypeError, LookupError, struct.error) as error:
             raise damaged(self.file, f"an entry of kind {kind!r}: {error}") from error
 
     def _channels_of(self, layout: int) -> tuple[str, ...]:

@@ -199,7 +199,7 @@ class SnapshotWriter:
         try:
             self._snapshot.save(position, now, meta, rows, deleted)
             self._owed, self._saved = {}, now
-        except SentinelError as failed:
-            error = str(failed)
+        except Exception as failed:  # whatever it is (no memory, say), what is not written is owed
+            error = str(failed) if isinstance(failed, SentinelError) else repr(failed)
             self._owed = dict.fromkeys(deleted) | {(profile, device): row for profile, device, row in rows}
         self._report = SnapshotReport(position, len(rows), self._clock() - start, error)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sentinel.records import Bools, Fate, Message, ProfileSpec, Readings
+from sentinel.stream.alerts import FLEET
 from sentinel.stream.decode import payload as wire
 from sentinel.stream.decode.payload import Malformed
 from sentinel.stream.decode.topics import Template
@@ -15,6 +16,7 @@ from sentinel.stream.decode.topics import Template
 MAX_DEVICE_BYTES = 200
 MAX_READINGS = 1000  # in one message
 MAX_ROUTES = 1 << 18  # topics remembered
+LONGEST_ROUTE = 512  # characters of a topic that is remembered; a longer one is no device's
 CLOCK_NAMES = frozenset({"ts", "time", "timestamp", "datetime"})  # never a channel that is learned by itself
 
 
@@ -167,8 +169,6 @@ class Decoder:
         return topic.startswith(self._own)
 
     def _route(self, topic: str) -> _Route:
-        if len(self._routes) >= MAX_ROUTES:
-            self._routes.clear()
         route = _Route(None)
         for profile in self._profiles:
             match = profile.template.match(topic)
@@ -178,7 +178,10 @@ class Decoder:
             refused = "" if profile.spec.device_path else _device_fault(device)
             route = _Route(profile, device, channel, refused)
             break
-        self._routes[topic] = route
+        if len(topic) <= LONGEST_ROUTE:
+            if len(self._routes) >= MAX_ROUTES:
+                self._routes.clear()
+            self._routes[topic] = route
         return route
 
     def _read(self, profile: _Profile, route: _Route, message: Message, at: int, out: Decoded) -> None:
@@ -290,10 +293,9 @@ class Decoder:
         out.bad_values[name] = out.bad_values.get(name, 0) + int(wild.sum())
         values = np.where(wild, np.nan, readings.values)
         keep: Bools = np.any(~np.isnan(values), axis=1, keepdims=True)[:, 0]
-        for at in readings.message[~keep].tolist():
-            if at not in readings.message[keep]:
-                out.fates[at] = Fate.BAD_VALUE
-                out.refusals.append(Refusal(at, name, Fate.BAD_VALUE, f"a number over {wire.LARGEST:g}"))
+        for at in np.setdiff1d(readings.message[~keep], readings.message[keep]).tolist():
+            out.fates[at] = Fate.BAD_VALUE
+            out.refusals.append(Refusal(at, name, Fate.BAD_VALUE, f"a number over {wire.LARGEST:g}"))
         device = [d for d, k in zip(readings.device, keep.tolist(), strict=True) if k]
         return Readings(name, readings.channels, device, readings.time[keep], values[keep], readings.message[keep])
 
@@ -302,6 +304,8 @@ def _device_fault(device: str) -> str:
     size = len(device.encode("utf-8", "surrogatepass"))
     if size > MAX_DEVICE_BYTES:
         return f"device id of {size} bytes, over {MAX_DEVICE_BYTES}"
+    if device == FLEET:
+        return f"device id {FLEET} is the place of alerts about all"
     return "" if device.strip("/") else "device id is empty"
 
 
