@@ -27,6 +27,7 @@ from sentinel.adapters.models import list_models, retire_models
 from sentinel.adapters.mqtt import Broker
 from sentinel.adapters.mqtt.client import MqttBroker, MqttOptions
 from sentinel.adapters.notify import Notifier
+from sentinel.adapters.page import Page, ProfileRows
 from sentinel.adapters.sinks import (
     AlertSink,
     alerts_filter,
@@ -54,9 +55,10 @@ from sentinel.records import (
     Transition,
 )
 from sentinel.settings import Settings
-from sentinel.stream.alerts import FLEET, AlertBook
+from sentinel.stream.alerts import FLEET, AlertBook, duration, quantity
 from sentinel.stream.decode import Refusal, Template
 from sentinel.stream.pipeline import Outcome, Pipeline, ProfileStream
+from sentinel.window import Window
 
 MOST_MESSAGES, MOST_BYTES = 4096, 1 << 20  # a turn
 LEAST_MESSAGES, LONG_TURN = 64, 1.0  # fewer are taken after a turn that took longer, in seconds
@@ -113,13 +115,18 @@ class Service:
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry, list(self.pipeline.profiles), settings.http.max_device_series, clock)
         http = settings.http
+        access = Access(http.token(), http.username, http.password())
+        words: dict[str, Callable[..., str]] = {"quantity": quantity, "duration": duration}
+        self.page = Page(self.ready, self.broker.wake, commands=access.commands, words=words)
+        self.window = Window(self.pipeline, self.page)
         self.http = HttpServer(
             http.host,
             http.port,
             self.registry,
             self.health,
             self.ready,
-            access=Access(http.token(), http.username, http.password()),
+            pages=self.page.routes,
+            access=access,
             tls=None if http.tls is None else http.tls.context(),
         )
         self.notifier = Notifier()
@@ -234,6 +241,7 @@ class Service:
             self._snapshot()
             self._writer.wait(left())
         self.broker.close(min(left(), 1.0))
+        self.page.close()
         self.http.stop(min(left(), 1.0))
         self.store.close()
         log.info("stopped")
@@ -247,13 +255,15 @@ class Service:
             self.broker.drain(timeout, 0, 0)
             self._commit([], self._clock())
             messages: list[Message] = []
+            commands: list[Command] = []
         else:
             messages = self.broker.drain(self._wait(timeout), self._most, self._most * MOST_BYTES // MOST_MESSAGES)
+            commands = self._asked()
         now = self._clock()
         self._watch_clock(now)
         began = time.monotonic()
-        if messages:
-            self._take(messages, now)
+        if messages or commands:
+            self._take(messages, now, commands)
             # Many readings of one device are as many steps: a turn stays short enough for keepalive and watchdog.
             if (took := time.monotonic() - began) > LONG_TURN:
                 self._most = max(int(self._most * LONG_TURN / took), LEAST_MESSAGES)
@@ -264,6 +274,8 @@ class Service:
             self._chores(now)
         elif any(s.aligner is not None and (s.aligner.next_due(now) or now + 1) <= now for s in self._streams()):
             self._timers(now)
+        if commands or self.page.hurried:
+            self.window.tell()
         self.notifier.watchdog()
         self._last_turn = time.monotonic()
         return len(messages)
@@ -291,11 +303,11 @@ class Service:
     def _streams(self) -> list[ProfileStream]:
         return list(self.pipeline.profiles.values())
 
-    def _take(self, messages: list[Message], now: float) -> None:
+    def _take(self, messages: list[Message], now: float, asked: Sequence[Command] = ()) -> None:
         began = time.perf_counter()
         own = self.pipeline.decoder.is_own
         given: list[Message] = []
-        commands: list[Command] = []
+        commands = [*asked]
         for message in messages:
             if not own(message.topic):
                 given.append(message)
@@ -352,6 +364,7 @@ class Service:
         self.metrics.observe("publish", time.perf_counter() - written)
 
     def _publish(self, transitions: Sequence[Transition], arrivals: Sequence[float]) -> None:
+        self.window.took_alerts(transitions)
         latencies = []
         for transition, arrived in zip(transitions, arrivals, strict=True):
             self.sink.emit([transition])
@@ -367,25 +380,43 @@ class Service:
             self.metrics.publish_to_alert(done - arrived for arrived in latencies)
 
     def _command(self, message: Message) -> list[Command]:
-        """The command in a message, if it can be done. Counts it and writes it down, whatever becomes of it."""
-        self._commands_left -= 1
-        if self._commands_left < 0:
-            self.metrics.command("rate_limited")
-            return []
+        """The command in a message, if it can be done."""
         found: Command | CommandFate = "off"
         if self.settings.mqtt.commands:
             # A retained one would be done again at each start.
             found = "retained" if message.retain else parse_command(self.prefix, message.topic, message.payload)
+        fate = self._admit(found, topic=message.topic[:200])
+        return [found] if isinstance(found, Command) and fate == "accepted" else []
+
+    def _asked(self) -> list[Command]:
+        """Commands from the page that can be done; whoever asked is answered once it is journalled."""
+        commands = []
+        for asked in self.page.asks():
+            fate = self._admit(asked.command, page=True)
+            answer = partial(self.page.answer, asked, fate)
+            if fate == "accepted":
+                commands.append(asked.command)
+                self._held.append(answer)
+            else:
+                answer()
+        return commands
+
+    def _admit(self, found: Command | CommandFate, **whence: object) -> CommandFate:
+        """Whether a command can be done, or why not. Counts it and writes it down, whatever becomes of it."""
+        self._commands_left -= 1
+        if self._commands_left < 0:
+            self.metrics.command("rate_limited")
+            return "rate_limited"
         if isinstance(found, Command):
             stream = self.pipeline.profiles.get(found.profile)
             if stream is not None and (found.device in stream.table.slot_of or found.device in stream.book.open):
                 self.metrics.command("accepted")
-                log.info("command", **asdict(found))
-                return [found]
+                log.info("command", **asdict(found), **whence)
+                return "accepted"
             found = "unknown_device"
         self.metrics.command(found)
-        log.warning("command refused", outcome=found, topic=message.topic[:200])
-        return []
+        log.warning("command refused", outcome=found, **whence)
+        return found
 
     def _clear_if_stale(self, message: Message) -> None:
         """At start the broker tells our own retained alerts; one that is no longer open is cleared."""
@@ -445,6 +476,8 @@ class Service:
         self.metrics.messages(fates)
         for name, outcome in outcomes.items():
             self.metrics.readings(name, outcome.fates)
+            if outcome.looks:
+                self.window.took_looks(name, outcome.looks)
             if count := outcome.count:
                 self.metrics.ticks(name, count)
             if Fate.OVERFULL in outcome.fates:
@@ -582,6 +615,7 @@ class Service:
             if reason:
                 log.warning("broker", reason=reason)
         view = {}
+        rows: list[ProfileRows] = []
         profiles: dict[str, Any] = {}
         for name, stream in self.pipeline.profiles.items():
             states = stream.states()
@@ -610,7 +644,11 @@ class Service:
                 "firing": firing,
                 "failure": learner.failure,
             }
+            seen = view[name]
+            states_of = stream.state_codes()[slots]
+            rows.append(ProfileRows(name, seen.device, states_of, seen.score, seen.last_seen, profiles[name]))
         metrics.set_devices(view)
+        self.window.show(rows, now)
         report = self._writer.report
         reason = self._store_error or (f"snapshot: {report.error}" if report is not None and report.error else "")
         status = orjson.dumps(
@@ -703,6 +741,7 @@ class Service:
         self._adopt_trained()
         devices = {name: len(stream.table) for name, stream in self.pipeline.profiles.items()}
         self._restored = True
+        self.window.restored()
         log.info("restored", position=self._position, replayed=replayed, devices=devices)
 
     def _restore_profile(self, name: str, data: dict[str, Any], rows: list[tuple[str, bytes]]) -> None:
@@ -754,6 +793,7 @@ class Service:
     def _say_again(self, name: str, outcome: Outcome) -> None:
         """What a replayed turn did: the crash may have come before its alerts were out. Id and seq tell what came twice."""
         self._forget(name, outcome)
+        self.window.took_alerts(outcome.transitions)
         self.sink.emit(outcome.transitions)
 
     def _adopt_trained(self) -> None:

@@ -16,12 +16,22 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 
 from sentinel.adapters.http import MOST_CONNECTIONS, MOST_HEADER_BYTES, Access, HttpServer
 from sentinel.errors import SentinelError
 from sentinel.settings.schema import HttpTlsSettings
 from tests.brokers import wait_until
 from tests.certificates import Authority
+
+
+async def hello(request: Request) -> Response:
+    return PlainTextResponse(request.method)
+
+
+PAGES = [Route("/", hello), Route("/lamps/{name:path}", hello), Route("/lamps/{name:path}", hello, methods=["POST"])]
 
 
 class Daemon:
@@ -40,8 +50,7 @@ def daemon() -> Daemon:
 
 @pytest.fixture
 def server(daemon: Daemon) -> Iterator[HttpServer]:
-    server = HttpServer("127.0.0.1", 0, daemon.registry, lambda: daemon.health, lambda: daemon.ready)
-    server.start()
+    server = serve(daemon, Access())
     yield server
     server.stop()
 
@@ -96,7 +105,14 @@ TOKEN, PASSWORD = "s3cret-token", "pass:wörd"
 
 def serve(daemon: Daemon, access: Access, tls: ssl.SSLContext | None = None) -> HttpServer:
     server = HttpServer(
-        "127.0.0.1", 0, daemon.registry, lambda: daemon.health, lambda: daemon.ready, access=access, tls=tls
+        "127.0.0.1",
+        0,
+        daemon.registry,
+        lambda: daemon.health,
+        lambda: daemon.ready,
+        pages=PAGES,
+        access=access,
+        tls=tls,
     )
     server.start()
     return server
@@ -236,6 +252,60 @@ class TestTls:
         server.stop()
 
 
+def post(server: HttpServer, path: str, **headers: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+    try:
+        connection.request("POST", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+class TestCommands:
+    def test_the_password_and_our_own_page_may(self, closed: HttpServer) -> None:
+        own = basic("me", PASSWORD)
+        assert post(closed, "/lamps/a", Authorization=own, Sec_Fetch_Site="same-origin") == (200, "POST")
+        origin = f"http://127.0.0.1:{closed.port}"
+        assert post(closed, "/lamps/a", Authorization=own, Origin=origin) == (200, "POST")
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {},
+            {"Sec_Fetch_Site": "cross-site"},
+            {"Sec_Fetch_Site": "same-site"},
+            {"Sec_Fetch_Site": "none"},
+            {"Origin": "null"},
+            {"Origin": "http://evil.example"},
+            {"Origin": "http://127.0.0.1:1"},
+            {"Sec_Fetch_Site": "cross-site", "Origin": "own"},
+        ],
+    )
+    def test_another_site_may_not_though_the_browser_adds_the_password(
+        self, closed: HttpServer, headers: dict[str, str]
+    ) -> None:
+        if headers.get("Origin") == "own":
+            headers = headers | {"Origin": f"http://127.0.0.1:{closed.port}"}
+        status, said = post(closed, "/lamps/a", Authorization=basic("me", PASSWORD), **headers)
+        assert (status, said) == (403, "commands come from our own pages\n")
+
+    def test_a_token_reads_alone(self, closed: HttpServer) -> None:
+        assert get(closed, "/lamps/a", Authorization=f"Bearer {TOKEN}")[0] == 200
+        status, said = post(closed, "/lamps/a", Authorization=f"Bearer {TOKEN}", Sec_Fetch_Site="same-origin")
+        assert (status, said) == (403, "commands take the user name and password\n")
+
+    def test_who_says_no_secret_is_asked_for_it(self, closed: HttpServer) -> None:
+        assert post(closed, "/lamps/a", Sec_Fetch_Site="same-origin")[0] == 401
+
+    @pytest.mark.parametrize("access", [Access(), Access(TOKEN)])
+    def test_where_there_is_no_password_nothing_can_be_commanded(self, daemon: Daemon, access: Access) -> None:
+        server = serve(daemon, access)
+        secret = {"Authorization": f"Bearer {TOKEN}"} if access.token else {}
+        assert post(server, "/lamps/a", Sec_Fetch_Site="same-origin", **secret)[0] == 405
+        server.stop()
+
+
 class TestLimits:
     """Nobody changes anything, and nobody takes more than his share."""
 
@@ -316,12 +386,9 @@ def answers(server: HttpServer) -> bool:
 
 
 class TestServer:
-    def test_index_links_all_pages(self, server: HttpServer) -> None:
-        status, kind, body = get(server, "/")
-        assert (status, kind) == (200, "text/html; charset=utf-8")
-        for path in ("metrics", "healthz", "readyz"):
-            assert f'href="{path}"' in body
-            assert get(server, f"/{path}")[0] == 200
+    def test_pages_are_served_beside_metrics_and_health(self, server: HttpServer) -> None:
+        for path in ("/", "/lamps/a/b", "/metrics", "/healthz", "/readyz"):
+            assert get(server, path)[0] == 200
 
     def test_anything_else_is_not_found(self, server: HttpServer) -> None:
         assert get(server, "/etc/passwd")[0] == 404

@@ -430,6 +430,7 @@ def test_a_command_that_is_done_is_written_down_with_all_that_it_says(
         bench.broker.publish_from_outside("sentinel/command/shelve/pump/d0", b'{"seconds": 60}')
         bench.turn()
     said = {"verb": "shelve", "profile": "pump", "device": "d0", "seconds": 60.0}
+    said["topic"] = "sentinel/command/shelve/pump/d0"
     assert {"event": "command", "log_level": "info"} | said in logs
 
 

@@ -1,4 +1,4 @@
-"""The HTTP endpoint: metrics and health, answered from a thread of its own. Nothing that it answers changes anything."""
+"""The HTTP endpoint: metrics, health and pages, answered from a thread of its own."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import socket
 import ssl
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 import uvicorn
@@ -21,8 +21,8 @@ from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Route
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sentinel.errors import SentinelError
@@ -36,24 +36,13 @@ MOST_HEADER_BYTES = 16384
 METHODS = ("GET", "HEAD")
 PROBES = ("/healthz", "/readyz")
 
-_INDEX = """<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><title>Sentinel</title></head>
-<body>
-<h1>Sentinel</h1>
-<ul>
-<li><a href="metrics">/metrics</a>: for Prometheus</li>
-<li><a href="healthz">/healthz</a>: 200 while it works</li>
-<li><a href="readyz">/readyz</a>: 200 once nothing that is published is missed</li>
-</ul>
-</body>
-</html>
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may read: those with the bearer token, and those with the user name and password. None of them: everybody."""
+    """Who may read: those with the bearer token, and those with the user name and password. None of them: everybody.
+
+    Those with the password may also command; a token is for machines that read.
+    """
 
     token: str | None = field(default=None, repr=False)
     username: str | None = None
@@ -77,16 +66,26 @@ class Access:
         found = [hmac.compare_digest(secret, wanted) and scheme.lower() == kind for kind, wanted in expected]
         return any(found) or not expected
 
+    @property
+    def commands(self) -> bool:
+        """Whether anybody may command."""
+        return self.password is not None
+
+    def may_command(self, authorization: str) -> bool:
+        """Whether the value of a header Authorization is that of somebody who may command."""
+        return self.commands and replace(self, token=None).allows(authorization)
+
 
 class HttpServer:
-    """Serves `/metrics`, `/healthz`, `/readyz` and `/` until stopped.
+    """Serves `/metrics`, `/healthz`, `/readyz` and the pages it is given until stopped.
 
     `/metrics` is in the plain text format, or OpenMetrics for a client that asks for it. `/healthz` and `/readyz`
     answer 200 or 503 with `{"ok": …, "reasons": […]}`; those who may not read get no reasons, but the answer itself:
     a probe has no secret, and what it learns is that the process works.
 
     Bounded, so that nobody takes the process's memory, threads or descriptors: connections and their time, one request
-    each, the size of its header, no body.
+    each, the size of its header, no body. Nothing changes anything but the pages' routes of method POST: they answer
+    those alone who may command, and whose browser says that one of our own pages sent it.
 
     Args:
         port: 0: any free one, see `port` after `start`.
@@ -101,6 +100,7 @@ class HttpServer:
         health: Check,
         ready: Check,
         *,
+        pages: Sequence[Route] = (),
         access: Access = Access(),
         tls: ssl.SSLContext | None = None,
     ) -> None:
@@ -113,14 +113,14 @@ class HttpServer:
         self._thread: threading.Thread | None = None
         app = Starlette(
             routes=[
-                Route("/", self._index),
                 Route("/metrics", self._metrics),
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
+                *pages,
             ]
         )
         config = uvicorn.Config(
-            _Guard(app, access),
+            _Guard(app, access, [route for route in pages if "POST" in (route.methods or ())]),
             http="h11",
             ws="none",
             lifespan="off",
@@ -180,9 +180,6 @@ class HttpServer:
                 "stop what uses the address, or set another [http] host or port (0: any free one)"
             ) from error
 
-    async def _index(self, _: Request) -> Response:
-        return HTMLResponse(_INDEX)
-
     async def _metrics(self, request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(self._registry), headers={"content-type": content_type})
@@ -200,16 +197,18 @@ class HttpServer:
 
 
 class _Guard:
-    """Lets through requests that only read, carry nothing, and may read; answers all others itself."""
+    """Lets through requests that carry nothing and may do what they ask for; answers all others itself."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
+    def __init__(self, app: ASGIApp, access: Access, commands: Sequence[Route]) -> None:
         self._app = app
         self._access = access
+        self._commands = commands if access.commands else ()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         answer: ASGIApp = self._app
-        if scope["method"] not in METHODS:
+        command = any(route.matches(scope)[0] is Match.FULL for route in self._commands)
+        if scope["method"] not in METHODS and not command:
             answer = Response("nothing here changes anything\n", 405, {"allow": ", ".join(METHODS)})
         elif headers.get("content-length", "0").strip() != "0" or "transfer-encoding" in headers:
             answer = Response("a request has no body here\n", 413)
@@ -217,7 +216,23 @@ class _Guard:
             answer = Response("who are you?\n", 401)
             for scheme in self._access.schemes:
                 answer.headers.append("www-authenticate", scheme)
+        elif command and not self._access.may_command(headers.get("authorization", "")):
+            answer = Response("commands take the user name and password\n", 403)
+        elif command and not _of_our_own(headers):
+            answer = Response("commands come from our own pages\n", 403)
         await answer(scope, receive, send)
+
+
+def _of_our_own(headers: Headers) -> bool:
+    """Whether a browser says that one of our own pages sent a request: it adds a password to any site's by itself.
+
+    Browsers tell `Sec-Fetch-Site` over HTTPS and on the loopback, and `Origin` with every POST.
+    """
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site == "same-origin"
+    _, _, origin = headers.get("origin", "").partition("://")
+    return bool(origin) and origin == headers.get("host")
 
 
 class _Listener(socket.socket):

@@ -100,7 +100,11 @@ class Scored:
 
     def row(self, at: int) -> "Scored":
         """One of the ticks."""
-        return Scored(*(getattr(self, part.name)[at : at + 1] for part in fields(self)))
+        return self.rows(slice(at, at + 1))
+
+    def rows(self, index: Ints | slice) -> "Scored":
+        """Some of the ticks."""
+        return Scored(*(getattr(self, part.name)[index] for part in fields(self)))
 
 
 class Scorer:

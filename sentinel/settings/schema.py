@@ -212,7 +212,10 @@ class HttpSettings(Table):
         default="127.0.0.1", description="address to answer on"
     )
     port: Whole = Field(
-        default=9108, ge=0, le=65535, description="port of /metrics, /healthz and /readyz; 0: any free one"
+        default=9108,
+        ge=0,
+        le=65535,
+        description="port of the status page, /metrics, /healthz and /readyz; 0: any free one",
     )
     token_file: Path | None = Field(
         default=None,

@@ -209,13 +209,17 @@ class AlertBook:
                     out[episode.kind] = out.get(episode.kind, 0) + 1
         return out
 
+    def alerts(self, device: str) -> tuple[Alert, ...]:
+        """The device's open alerts as they are now, the most urgent first."""
+        episodes = self.open.get(device, {}).values()
+        return tuple(self._alert(device, episode) for episode in sorted(episodes, key=_urgency))
+
     def retained(self, device: str) -> Alert | None:
         """What the device's retained topic must say: its most urgent open alert."""
         episodes = self.open.get(device)
         if not episodes:
             return None
-        first = min(episodes.values(), key=lambda e: (_RANK[e.state], -(e.score or 0.0), e.started))
-        return self._alert(device, first)
+        return self._alert(device, min(episodes.values(), key=_urgency))
 
     def export(self) -> dict[str, Any]:
         """The book for a snapshot, as plain data."""
@@ -335,6 +339,10 @@ class AlertBook:
             outcome = "it became the new normal"
         close = f"; {outcome}" if episode.state == "resolved" else "; a new normal?" if episode.settled else ""
         return replace(alert, message=words(alert, episode.detail) + close)
+
+
+def _urgency(episode: Episode) -> tuple[int, float, float]:
+    return _RANK[episode.state], -(episode.score or 0.0), episode.started
 
 
 def words(alert: Alert, detail: str = "") -> str:

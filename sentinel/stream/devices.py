@@ -60,6 +60,7 @@ class DeviceTable:
         self.late: npt.NDArray[np.int32]
         self.dirty: Bools = np.zeros(0, dtype=np.bool_)
         self.used: Bools = np.zeros(0, dtype=np.bool_)
+        self.watched: Bools = np.zeros(0, dtype=np.bool_)  # whose ticks are told as they come
         self._grow(_FIRST)
 
     def __len__(self) -> int:
@@ -81,7 +82,7 @@ class DeviceTable:
             if old:
                 block[:old] = getattr(self, name)
             setattr(self, name, block)
-        for name in ("dirty", "used"):
+        for name in ("dirty", "used", "watched"):
             flags = np.zeros(capacity, dtype=np.bool_)
             flags[:old] = getattr(self, name)
             setattr(self, name, flags)
@@ -131,7 +132,7 @@ class DeviceTable:
         self.ids[slot] = ""
         for name, (_, empty) in (_COLUMNS | _PER_CHANNEL).items():
             getattr(self, name)[slot] = empty
-        self.used[slot] = self.dirty[slot] = False
+        self.used[slot] = self.dirty[slot] = self.watched[slot] = False
         self._free.append(slot)
 
     def heard_from(self, slots: Ints, now: float) -> None:

@@ -21,6 +21,7 @@ from sentinel.model.learn import PLACED_ON, Place, Series, anew
 from sentinel.model.score import BAND, Detector, Scored, Scorer
 from sentinel.model.slabs import Memory, Slabs
 from sentinel.records import (
+    DEVICE_STATES,
     FATE_CODE,
     FATES,
     AlertKind,
@@ -78,6 +79,24 @@ class Ticks:
     previous: Floats
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What people see of one tick of a watched device; of F channels, NaN where there is none.
+
+    Attributes:
+        time: event time.
+        score: NaN: no score yet.
+        values, low, high: in the channels' units, (F,) each; the band of what was expected.
+    """
+
+    device: str
+    time: float
+    score: float
+    values: Floats
+    low: Floats
+    high: Floats
+
+
 @dataclass(slots=True)
 class Outcome:
     """What one turn of the stream did for one profile.
@@ -89,6 +108,7 @@ class Outcome:
         anomalies: anomalous ticks, by kind.
         gaps: devices whose state began anew after a gap.
         forgotten: devices that are gone.
+        looks: ticks of devices that are watched, in order.
     """
 
     fates: dict[Fate, int] = field(default_factory=dict)
@@ -98,6 +118,7 @@ class Outcome:
     gaps: int = 0
     heard: float = 0.0
     forgotten: list[str] = field(default_factory=list)
+    looks: list[Look] = field(default_factory=list)
 
     @property
     def count(self) -> int:
@@ -342,13 +363,17 @@ class ProfileStream:
 
     def states(self) -> dict[DeviceState, int]:
         """Devices by state; each known device is in exactly one."""
-        table = self.table
-        silent = int((table.silent & table.used).sum())
-        awake = table.used & ~table.silent
-        if self.scorer is None or self.slabs is None:
-            return {"learning": int(awake.sum()), "calibrating": 0, "scoring": 0, "silent": silent}
-        scoring = int((awake & self._ready()).sum())
-        return {"learning": 0, "calibrating": int(awake.sum()) - scoring, "scoring": scoring, "silent": silent}
+        counts = np.bincount(self.state_codes()[self.table.used], minlength=len(DEVICE_STATES))
+        return dict(zip(DEVICE_STATES, counts.tolist(), strict=True))
+
+    def state_codes(self) -> npt.NDArray[np.int8]:
+        """State of each slot, (N,), as its place in `DEVICE_STATES`."""
+        learning, calibrating, scoring, silent = range(len(DEVICE_STATES))
+        codes = np.full(self.table.capacity, learning, dtype=np.int8)
+        if self.scorer is not None and self.slabs is not None:
+            codes[:] = np.where(self._ready(), scoring, calibrating)
+        codes[self.table.silent] = silent
+        return codes
 
     def _ready(self) -> Bools:
         """Which slots score: once calibrated and settled, also while a gap has begun a state anew."""
@@ -358,11 +383,7 @@ class ProfileStream:
 
     def device_state(self, slot: int) -> DeviceState:
         """State of one device."""
-        if self.table.silent[slot]:
-            return "silent"
-        if self.scorer is None:
-            return "learning"
-        return "scoring" if self._ready()[slot] else "calibrating"
+        return DEVICE_STATES[int(self.state_codes()[slot])]
 
     def scores(self) -> Floats:
         """Last score of each slot, (N,), NaN where there is none."""
@@ -482,6 +503,8 @@ class ProfileStream:
         broken = self.rules.judge(batch, np.where(first, np.nan, dt), table, self.channels)
         scored = self._observe(batch, dt, first, out)
         self._judge(batch, scored, broken, now, out)
+        if (watched := np.flatnonzero(table.watched[slots])).size:
+            out.looks += self._looks(batch.rows(watched), scored.rows(watched) if scored is not None else None)
         previous = table.last[slots] if self.keep_ticks else _NOTHING
         table.advance(slots, batch.time, batch.values, dt)
         if scored is not None:
@@ -581,6 +604,18 @@ class ProfileStream:
             from_there = np.where(scale.counter, previous, 0.0)
             middle, low, high = middle + from_there, low + from_there, high + from_there
         return middle, low, high
+
+    def _looks(self, batch: Batch, scored: Scored | None) -> list[Look]:
+        low, high = np.full_like(batch.values, np.nan), np.full_like(batch.values, np.nan)
+        score = np.full(len(batch), np.nan)
+        if scored is not None:
+            score = scored.score.astype(np.float64)
+            previous = self.table.last[batch.slots][:, self._columns]
+            _, low[:, self._columns], high[:, self._columns] = self.expectation(scored, previous)
+        return [
+            Look(self.table.ids[slot], float(batch.time[at]), float(score[at]), batch.values[at], low[at], high[at])
+            for at, slot in enumerate(batch.slots.tolist())
+        ]
 
     def _views(self, values: Floats, why: Explanation, expected: Sequence[Floats]) -> tuple[ChannelView, ...]:
         assert self.detector is not None
