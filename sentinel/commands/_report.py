@@ -3,14 +3,10 @@
 Axes: T rows of a device, F channels.
 """
 
-import base64
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +15,8 @@ import numpy.typing as npt
 
 from sentinel import __version__
 from sentinel.backtest import Event, Result
-from sentinel.errors import DataError
-from sentinel.records import Alert, Floats
+from sentinel.commands._page import packed, page, write
+from sentinel.records import Alert
 from sentinel.settings.values import parse_budget
 from sentinel.stream.alerts import DATED, duration, quantity
 
@@ -40,42 +36,18 @@ def write_report(path: Path, result: Result, summary: dict[str, Any]) -> None:
         DataError: `path` cannot be written.
     """
     shown = _chosen(result)
-    page = _page(result, summary, shown)
-    try:
-        path.write_text(page, encoding="utf-8", errors="replace")
-    except OSError as error:
-        msg = f"{path} cannot be written ({error.strerror}); check the folder"
-        raise DataError(msg) from error
-
-
-def _page(result: Result, summary: dict[str, Any], shown: Sequence[int]) -> str:
-    script, style = (
-        files("sentinel.commands").joinpath(f"_report.{kind}").read_text("utf-8") for kind in ("js", "css")
+    body = (
+        *_head(result, summary),
+        "<main>",
+        *_alerts(result, shown),
+        *_other_budgets(result, summary),
+        *_events(result, shown),
+        *_plots(result, shown),
+        "</main>",
+        *_foot(summary),
     )
-    only = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{only}'"
-    data = json.dumps(_data(result, shown), separators=(",", ":"))
-    for mark in "<>&":  # nothing in the data can end its element
-        data = data.replace(mark, f"\\u{ord(mark):04x}")
-    return "\n".join(
-        [
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>Backtest: {escape(_covered(result))}</title>",
-            f"<style>{style}</style>\n</head>\n<body>",
-            *_head(result, summary),
-            "<main>",
-            *_alerts(result, shown),
-            *_other_budgets(result, summary),
-            *_events(result, shown),
-            *_plots(result, shown),
-            "</main>",
-            *_foot(summary),
-            f'<script type="application/json" id="data">{data}</script>',
-            f"<script>{script}</script>\n</body>\n</html>\n",
-        ]
-    )
+    title = f"Backtest: {_covered(result)}"
+    write(path, page(title, body, _data(result, shown), "_report.js", ["_report.css"]))
 
 
 # --- in words ---
@@ -444,11 +416,11 @@ def _device(result: Result, at: int) -> dict[str, Any]:
     return {
         "id": name,
         "every": every,
-        "time": _base64(_thin(result.time[rows], every, least, most), "<f8"),
-        "score": _base64(_thin(result.score[rows], every, most, most), "<f4"),
-        "flags": _base64(_thin(flags, every, np.bitwise_or, np.bitwise_or), "u1"),
+        "time": packed(_thin(result.time[rows], every, least, most), "<f8"),
+        "score": packed(_thin(result.score[rows], every, most, most), "<f4"),
+        "flags": packed(_thin(flags, every, np.bitwise_or, np.bitwise_or), "u1"),
         "series": [
-            [_base64(part[:, channel], "<f4") for part in (values, expected, low, high)]
+            [packed(part[:, channel], "<f4") for part in (values, expected, low, high)]
             for channel in range(len(result.channels))
         ],
         "alerts": [
@@ -467,8 +439,3 @@ def _thin(column: npt.NDArray[Any], every: int, first: np.ufunc, second: np.ufun
     pair = np.stack([reduce.reduceat(column, begins, axis=0) for reduce in (first, second)], axis=1)
     out: npt.NDArray[Any] = pair.reshape(-1, *column.shape[1:])
     return out
-
-
-def _base64(column: Floats | npt.NDArray[Any], dtype: str) -> str:
-    with np.errstate(over="ignore"):
-        return base64.b64encode(np.ascontiguousarray(column, dtype).tobytes()).decode()

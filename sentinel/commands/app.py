@@ -354,6 +354,24 @@ def devices(
     call("devices", config=config, action=action.value, device=device, json_file=json_file)
 
 
+@app.command(
+    epilog=_examples(
+        "sentinel inspect north/pump-7 --config sentinel.toml --profile pump --out pump-7.html",
+        "sentinel inspect north/pump-7 --config sentinel.toml --profile pump --last 1000 --json pump-7.json",
+    )
+)
+def inspect(
+    device: Annotated[str, typer.Argument(metavar="DEVICE", help="The device's id.")],
+    config: Config,
+    profile: Profile,
+    last: Annotated[int, typer.Option("--last", min=1, max=5000, metavar="N", help="So many of its last ticks.")] = 300,
+    json_file: Json = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write a heat map there as HTML.")] = None,
+) -> None:
+    """Show gates and cells of a device's network over its last readings; a daemon may be running."""
+    call("inspect", device=device, config=config, profile=profile, last=last, json_file=json_file, out=out)
+
+
 @app.command(epilog=_examples("sentinel bench", "sentinel bench --json bench.json"))
 def bench(json_file: Json = None) -> None:
     """Measure model step, memory per device, journal commit."""
