@@ -39,6 +39,7 @@ def write_report(path: Path, result: Result, summary: dict[str, Any]) -> None:
     body = (
         *_head(result, summary),
         "<main>",
+        *_devices(result),
         *_alerts(result, shown),
         *_other_budgets(result, summary),
         *_events(result, shown),
@@ -55,7 +56,9 @@ def write_report(path: Path, result: Result, summary: dict[str, Any]) -> None:
 
 def _head(result: Result, summary: dict[str, Any]) -> Iterator[str]:
     yield f"<header>\n<h1>Backtest</h1>\n<p class=lead>{escape(_sentence(result, summary))}</p>"
-    yield f"<p class=dim>{escape(_covered(result))}</p>"
+    yield f"<p class=dim>{escape(_covered(result))}</p>\n<ul class=words>"
+    yield from (f"<li>{escape(said)}" for said in in_words(result, summary))
+    yield "</ul>"
     channels = summary["channels"]
     cards = [
         (
@@ -142,6 +145,76 @@ def _sentence(result: Result, summary: dict[str, Any]) -> str:
         if labels["median_delay_seconds"] is not None:
             text += f", typically after {duration(labels['median_delay_seconds'])}"
     return text + "."
+
+
+def in_words(result: Result, summary: dict[str, Any]) -> Iterator[str]:
+    """What a plant engineer asks: how often it alarms, what it found and how fast, and where most came from."""
+    weeks, budget, labels = summary["device_weeks"], summary["alert_budget_per_device_week"], summary.get("labels")
+    starts = summary["alerts"].get("prediction", 0)
+    if weeks:
+        rate = f"{starts:,} alarm{'s' * (starts != 1)} from forecasts in {_weeks(weeks)}"
+        if weeks >= SHORT:
+            rate += f": a device alarms {_often(starts / weeks)}"
+        allowed = (
+            f"; the budget allows a healthy one {_often(budget)}"
+            if budget
+            else "; forecasts raise no alarms: budget off"
+        )
+        yield rate + allowed + "."
+    if labels and labels["events"]:
+        delays = sorted(event.delay for event in result.events() if event.delay is not None)
+        found, events, outside = labels["events_found"], labels["events"], labels["alerts_outside"]
+        said = f"{found} of {events} labelled episode{'s' * (events != 1)} detected"
+        if delays:
+            half, slowest = duration(labels["median_delay_seconds"]), duration(delays[-1])
+            said += (
+                f", after {half}" if len(delays) == 1 else f", half of them within {half}, the slowest after {slowest}"
+            )
+        yield f"{said}; {outside} alarm{'s' * (outside != 1)} outside of them."
+    count = Counter(alert.device for alert in result.final if alert.fired is not None)
+    if len(result.devices) > 1 and count:
+        name, most = count.most_common(1)[0]
+        quiet = len(result.devices) - len(count)
+        said = f"{quiet:,} of {len(result.devices):,} devices never alarmed"
+        yield said + (f"; most often, {most} times, did {name}." if most > 1 else ".")
+    lasting = [_until(result, alert) - alert.started for alert in result.final if alert.fired is not None]
+    if lasting:
+        yield f"An alarm lasted {duration(float(np.median(lasting)))} in the median, {duration(max(lasting))} at most."
+
+
+def _often(rate: float) -> str:
+    """A rate a week as people say it."""
+    if rate >= 14:
+        return f"{quantity(rate / 7)} times a day"
+    if rate >= 1:
+        return f"{quantity(rate)} times a week" if rate > 1.05 else "once a week"
+    return f"once in {quantity(1 / rate)} weeks" if rate else "never"
+
+
+def _devices(result: Result) -> Iterator[str]:
+    if len(result.devices) < 2:
+        return
+    fired = [alert for alert in result.final if alert.fired is not None]
+    count, forecast = (Counter(a.device for a in fired if not kind or a.kind == kind) for kind in ("", "prediction"))
+    watched = result.watched()
+    rows, flags = (
+        np.bincount(result.device[mask], minlength=len(result.devices))
+        for mask in (~result.learned, result.anomaly & ~result.learned)
+    )
+    order = sorted(range(len(result.devices)), key=lambda at: (-count[result.devices[at]], -int(flags[at])))
+    yield f"<h2>Devices</h2>{_left_out(len(order))}"
+    yield '<div class=scroll tabindex=0 role=region aria-label="Devices"><table class=narrow><thead><tr><th>Device'
+    yield "<th class=number>Watched<th class=number>Alarms<th class=number>From forecasts<th class=number>A week"
+    yield "<th class=number>Rows flagged</tr></thead><tbody>"
+    for at in order[:MOST_LINES]:
+        name, weeks = result.devices[at], watched[at] / WEEK
+        rate = quantity(forecast[name] / weeks) if weeks >= SHORT else "–"
+        share = f"{flags[at] / rows[at]:.2%}" if rows[at] else "–"
+        yield (
+            f"<tr><td>{escape(name)}<td class=number>{duration(watched[at])}<td class=number>{count[name]:,}"
+            f"<td class=number>{forecast[name]:,}<td class=number>{rate}<td class=number>{share}</tr>"
+        )
+    yield "</tbody></table></div>"
 
 
 def _alerts(result: Result, shown: Sequence[int]) -> Iterator[str]:
