@@ -84,10 +84,10 @@ def call(command: str, **options: Any) -> None:
         sys.stdout.flush()
     except ConfigError as error:
         for problem in error.problems:
-            typer.echo(f"error: {problem}", err=True)
+            _complain(problem)
         code = 2
     except SentinelError as error:
-        typer.echo(f"error: {error}", err=True)
+        _complain(str(error))
         code = 1
     except KeyboardInterrupt:
         code = 130
@@ -95,6 +95,12 @@ def call(command: str, **options: Any) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     raise typer.Exit(code or 0)
+
+
+def _complain(problem: str) -> None:
+    from sentinel.commands._terminal import plain  # loads what `--help` has no need of
+
+    typer.echo("\n".join(map(plain, f"error: {problem}".splitlines())), err=True)
 
 
 def _version(wanted: bool) -> None:

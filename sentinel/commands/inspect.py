@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 import orjson
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from sentinel import trainer, turns
@@ -25,7 +23,7 @@ from sentinel.adapters.store import DeviceReader, Turn, open_device_reader, open
 from sentinel.commands._heatmap import write_heatmap
 from sentinel.commands._profile import profile_spec
 from sentinel.commands._progress import progress_bar
-from sentinel.commands._terminal import cell, plain, say, sparkline
+from sentinel.commands._terminal import say, show_table, sparkline
 from sentinel.errors import DataError, ModelError
 from sentinel.model.cells import State
 from sentinel.model.forecaster import Forecaster
@@ -297,7 +295,6 @@ def checked(result: dict[str, Any]) -> str:
 
 
 def _print(result: dict[str, Any]) -> None:
-    console = Console()
     say(
         f"{result['device']} of profile {result['profile']}: {result['cell'].upper()}, model {result['model']}, "
         f"last {result['ticks']:,} ticks",
@@ -311,13 +308,7 @@ def _print(result: dict[str, Any]) -> None:
             [name, f"{shares[name]['mean']:.3f}", _said(shares[name]), sparkline(part.mean(axis=1))]
             for name, part in layer.items()
         ]
-        if console.is_terminal:
-            table = Table(*columns, box=None)
-            for row in rows:
-                table.add_row(*map(cell, row))
-            console.print(table)
-        else:
-            print("\n".join("\t".join(map(plain, row)) for row in [columns, *rows]))
+        show_table(columns, rows, right=("mean",))
 
 
 def _said(share: dict[str, float]) -> str:
