@@ -21,7 +21,6 @@ from sentinel.errors import ConfigError, SentinelError
 app = typer.Typer(
     help="Learns how every device of a fleet normally behaves, and raises an alert when one stops behaving so.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,  # plain help: rich would double the time to show it
@@ -30,10 +29,28 @@ app = typer.Typer(
 _CONFIG = "Configuration file (TOML)."
 _BROKER = "Address of the broker: mqtt://host:1883, or mqtts://host:8883 for TLS."
 
+
+def _profiles(ctx: typer.Context, incomplete: str) -> list[str]:
+    from sentinel.commands._completion import profiles
+
+    return profiles(ctx.params.get("config"), incomplete)
+
+
+def _devices(ctx: typer.Context, incomplete: str) -> list[str]:
+    from sentinel.commands._completion import devices
+
+    return devices(ctx.params.get("config"), ctx.params.get("profile"), incomplete)
+
+
 Config = Annotated[Path, typer.Option("--config", metavar="FILE", help=_CONFIG)]
 MaybeConfig = Annotated[Path | None, typer.Option("--config", metavar="FILE", help=_CONFIG)]
-Profile = Annotated[str, typer.Option("--profile", metavar="NAME", help="Profile of the configuration.")]
-MaybeProfile = Annotated[str | None, typer.Option("--profile", metavar="NAME", help="Profile of the configuration.")]
+Profile = Annotated[
+    str, typer.Option("--profile", metavar="NAME", help="Profile of the configuration.", autocompletion=_profiles)
+]
+MaybeProfile = Annotated[
+    str | None,
+    typer.Option("--profile", metavar="NAME", help="Profile of the configuration.", autocompletion=_profiles),
+]
 Data = Annotated[list[Path], typer.Argument(metavar="DATA…", help="CSV or Parquet files.")]
 MaybeData = Annotated[list[Path] | None, typer.Argument(metavar="DATA…", help="CSV or Parquet files.")]
 FromJournal = Annotated[
@@ -288,7 +305,10 @@ def replay(
         str | None, typer.Option("--device", metavar="NAME", help="Device of a file without a device column.")
     ] = None,
 ) -> None:
-    """Publish recordings to a broker, as they came or faster."""
+    """Publish recordings to a broker, as they came or faster.
+
+    Payloads are JSON with the event time under time, in seconds since 1970: time = { path = "time" }.
+    """
     if speed is not None and rate is not None:
         raise typer.BadParameter("give one of --speed and --rate")
     call(
@@ -320,7 +340,10 @@ def simulate(
     seed: Seed = 0,
     faults: Annotated[bool, typer.Option("--faults", help="Inject faults, and print each.")] = False,
 ) -> None:
-    """Make a fleet's readings and faults, with ground truth."""
+    """Make a fleet's readings and faults, with ground truth.
+
+    Payloads are JSON with the event time under ts, in seconds since 1970: time = { path = "ts" }.
+    """
     if (broker is None) == (out is None):
         raise typer.BadParameter("give one of --broker and --out")
     call("simulate", devices=devices, rate=rate, seconds=seconds, broker=broker, out=out, seed=seed, faults=faults)
@@ -351,7 +374,9 @@ def models(config: Config, json_file: Json = None) -> None:
 def devices(
     config: Config,
     action: Annotated[DevicesAction, typer.Argument(help="What to do.")] = DevicesAction.list,
-    device: Annotated[str | None, typer.Argument(metavar="ID", help="The device, for show and forget.")] = None,
+    device: Annotated[
+        str | None, typer.Argument(metavar="ID", help="The device, for show and forget.", autocompletion=_devices)
+    ] = None,
     json_file: Json = None,
 ) -> None:
     """List the known devices, show one's state, or forget it."""
@@ -367,7 +392,7 @@ def devices(
     )
 )
 def inspect(
-    device: Annotated[str, typer.Argument(metavar="DEVICE", help="The device's id.")],
+    device: Annotated[str, typer.Argument(metavar="DEVICE", help="The device's id.", autocompletion=_devices)],
     config: Config,
     profile: Profile,
     last: Annotated[int, typer.Option("--last", min=1, max=5000, metavar="N", help="So many of its last ticks.")] = 300,
