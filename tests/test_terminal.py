@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from sentinel.commands import _completion, backtest, demo
@@ -200,7 +201,7 @@ class TestCommands:
     ) -> None:
         def show() -> None:
             scene = demo.Scene(began=1000.0, metrics="http://127.0.0.1:1/metrics")
-            with demo._view(demo.Console(), scene) as tell:
+            with demo._view(Console(), scene) as tell:
                 tell(f"ALERT {NASTY}")
             demo._summarise(scene)
 
