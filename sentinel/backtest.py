@@ -167,13 +167,18 @@ class Result:
             out[rows[first:after]] = alert.id
         return out.tolist()
 
+    def watched(self) -> Floats:
+        """Seconds that each device was watched, (devices,); what was learned from and long gaps left out."""
+        out = np.zeros(len(self.devices))
+        for at, rows in _by_device(self.device, np.flatnonzero(~self.learned)):
+            gaps = np.diff(np.sort(self.time[rows]))
+            out[at] = gaps[gaps <= 64 * self.interval].sum()
+        return out
+
     def summary(self) -> dict[str, Any]:
         """What a plant engineer asks, as plain data."""
         judged = ~np.isnan(self.score)
-        weeks = 0.0
-        for _, rows in _by_device(self.device, np.flatnonzero(~self.learned)):
-            gaps = np.diff(np.sort(self.time[rows]))
-            weeks += float(gaps[gaps <= 64 * self.interval].sum()) / WEEK
+        weeks = float(self.watched().sum()) / WEEK
         kinds: dict[str, int] = {}
         for alert in self.final:
             if alert.fired is not None:

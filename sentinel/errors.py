@@ -4,6 +4,7 @@ SentinelError
 ├── Unavailable       a peer is away: keep the batch, retry with backoff
 ├── StoreError        the store cannot be used as it is: refuse to start, say the remedy
 ├── ModelError        a model directory cannot be used: go on without it, say why
+├── TrainingError     nothing was learned: keep the model there is, say why
 ├── DataError         input data of a command cannot be read: exit 1, names file and line
 └── ConfigError       exit 2: names file, key, value, what is allowed, the nearest known key
 
@@ -25,6 +26,10 @@ class StoreError(SentinelError):
 
 class ModelError(SentinelError):
     """A model directory is damaged or does not fit its profile. Go on without it."""
+
+
+class TrainingError(SentinelError):
+    """Training gave no model: too little to learn from, or it diverged. Keep the model there is."""
 
 
 class DataError(SentinelError):

@@ -194,6 +194,12 @@ class Readings:
     def __len__(self) -> int:
         return len(self.device)
 
+    def of(self, device: str) -> Readings:
+        """Those of one device."""
+        rows = [at for at, name in enumerate(self.device) if name == device]
+        names = [device] * len(rows)
+        return Readings(self.profile, self.channels, names, self.time[rows], self.values[rows], self.message[rows])
+
 
 CommandVerb = Literal["acknowledge", "shelve", "normal", "forget"]
 COMMAND_VERBS: tuple[CommandVerb, ...] = get_args(CommandVerb)

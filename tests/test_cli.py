@@ -38,6 +38,7 @@ COMMANDS = {
     "check-config": ["--config", "s.toml"],
     "models": ["--config", "s.toml", "--json", "j"],
     "devices": ["--config", "s.toml", "show", "d", "--json", "j"],
+    "inspect": ["d", "--config", "s.toml", "--profile", "p", "--last", "9", "--json", "j", "--out", "o.html"],
     "bench": ["--json", "j"],
 }
 

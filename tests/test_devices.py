@@ -19,6 +19,7 @@ from sentinel import trainer
 from sentinel.adapters.models import model_path
 from sentinel.adapters.mqtt.memory import MemoryBroker
 from sentinel.adapters.store import Store, open_reader
+from sentinel.commands import _terminal
 from sentinel.commands import devices as module
 from sentinel.commands.devices import devices
 from sentinel.commands.models import models
@@ -180,7 +181,7 @@ class TestList:
     def test_on_a_terminal_it_draws_a_table(
         self, stopped: Plant, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setattr(module, "Console", lambda **_: Console(force_terminal=True, width=160))
+        monkeypatch.setattr(_terminal, "Console", lambda **_: Console(force_terminal=True, width=160))
         asked(stopped)
         out = capsys.readouterr().out
         assert "[kitchen]" in out

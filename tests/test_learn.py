@@ -13,7 +13,7 @@ import torch
 
 from sentinel import trainer
 from sentinel.adapters.models import load_model, model_path, save_model
-from sentinel.errors import ModelError
+from sentinel.errors import ModelError, TrainingError
 from sentinel.model import archive, features, learn
 from sentinel.model.cells import State
 from sentinel.model.forecaster import Forecaster
@@ -106,7 +106,7 @@ def test_odd_channels_give_finite_models_and_a_normal_tick_is_no_anomaly(values:
 
 
 def test_nothing_to_learn_from_is_said() -> None:
-    with pytest.raises(ValueError, match="no device has two ticks"):
+    with pytest.raises(TrainingError, match="no device has two ticks"):
         learn.learn([series(fleets.healthy(1))], channels(3), SMALL, seed=1, declared=False)
 
 
@@ -174,7 +174,7 @@ def test_a_training_that_diverges_is_refused(monkeypatch: pytest.MonkeyPatch, wh
         monkeypatch.setattr(learn, "_validate", lambda *_: math.nan)
     else:
         monkeypatch.setattr(learn._Network, "weights", lambda *_: {"head_bias": torch.tensor([0.0, math.nan])})
-    with pytest.raises(ValueError, match=r"training diverged at step \d+ of 50.*train again"):
+    with pytest.raises(TrainingError, match=r"training diverged at step \d+ of 50.*train again"):
         learned([series(fleets.healthy(300))])
 
 

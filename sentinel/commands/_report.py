@@ -3,14 +3,10 @@
 Axes: T rows of a device, F channels.
 """
 
-import base64
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +15,8 @@ import numpy.typing as npt
 
 from sentinel import __version__
 from sentinel.backtest import Event, Result
-from sentinel.errors import DataError
-from sentinel.records import Alert, Floats
+from sentinel.commands._page import packed, page, write
+from sentinel.records import Alert
 from sentinel.settings.values import parse_budget
 from sentinel.stream.alerts import DATED, duration, quantity
 
@@ -40,42 +36,19 @@ def write_report(path: Path, result: Result, summary: dict[str, Any]) -> None:
         DataError: `path` cannot be written.
     """
     shown = _chosen(result)
-    page = _page(result, summary, shown)
-    try:
-        path.write_text(page, encoding="utf-8", errors="replace")
-    except OSError as error:
-        msg = f"{path} cannot be written ({error.strerror}); check the folder"
-        raise DataError(msg) from error
-
-
-def _page(result: Result, summary: dict[str, Any], shown: Sequence[int]) -> str:
-    script, style = (
-        files("sentinel.commands").joinpath(f"_report.{kind}").read_text("utf-8") for kind in ("js", "css")
+    body = (
+        *_head(result, summary),
+        "<main>",
+        *_devices(result),
+        *_alerts(result, shown),
+        *_other_budgets(result, summary),
+        *_events(result, shown),
+        *_plots(result, shown),
+        "</main>",
+        *_foot(summary),
     )
-    only = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{only}'"
-    data = json.dumps(_data(result, shown), separators=(",", ":"))
-    for mark in "<>&":  # nothing in the data can end its element
-        data = data.replace(mark, f"\\u{ord(mark):04x}")
-    return "\n".join(
-        [
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>Backtest: {escape(_covered(result))}</title>",
-            f"<style>{style}</style>\n</head>\n<body>",
-            *_head(result, summary),
-            "<main>",
-            *_alerts(result, shown),
-            *_other_budgets(result, summary),
-            *_events(result, shown),
-            *_plots(result, shown),
-            "</main>",
-            *_foot(summary),
-            f'<script type="application/json" id="data">{data}</script>',
-            f"<script>{script}</script>\n</body>\n</html>\n",
-        ]
-    )
+    title = f"Backtest: {_covered(result)}"
+    write(path, page(title, body, _data(result, shown), "_report.js", ["_report.css"]))
 
 
 # --- in words ---
@@ -83,7 +56,9 @@ def _page(result: Result, summary: dict[str, Any], shown: Sequence[int]) -> str:
 
 def _head(result: Result, summary: dict[str, Any]) -> Iterator[str]:
     yield f"<header>\n<h1>Backtest</h1>\n<p class=lead>{escape(_sentence(result, summary))}</p>"
-    yield f"<p class=dim>{escape(_covered(result))}</p>"
+    yield f"<p class=dim>{escape(_covered(result))}</p>\n<ul class=words>"
+    yield from (f"<li>{escape(said)}" for said in in_words(result, summary))
+    yield "</ul>"
     channels = summary["channels"]
     cards = [
         (
@@ -170,6 +145,76 @@ def _sentence(result: Result, summary: dict[str, Any]) -> str:
         if labels["median_delay_seconds"] is not None:
             text += f", typically after {duration(labels['median_delay_seconds'])}"
     return text + "."
+
+
+def in_words(result: Result, summary: dict[str, Any]) -> Iterator[str]:
+    """What a plant engineer asks: how often it alarms, what it found and how fast, and where most came from."""
+    weeks, budget, labels = summary["device_weeks"], summary["alert_budget_per_device_week"], summary.get("labels")
+    starts = summary["alerts"].get("prediction", 0)
+    if weeks:
+        rate = f"{starts:,} alarm{'s' * (starts != 1)} from forecasts in {_weeks(weeks)}"
+        if weeks >= SHORT:
+            rate += f": a device alarms {_often(starts / weeks)}"
+        allowed = (
+            f"; the budget allows a healthy one {_often(budget)}"
+            if budget
+            else "; forecasts raise no alarms: budget off"
+        )
+        yield rate + allowed + "."
+    if labels and labels["events"]:
+        delays = sorted(event.delay for event in result.events() if event.delay is not None)
+        found, events, outside = labels["events_found"], labels["events"], labels["alerts_outside"]
+        said = f"{found} of {events} labelled episode{'s' * (events != 1)} detected"
+        if delays:
+            half, slowest = duration(labels["median_delay_seconds"]), duration(delays[-1])
+            said += (
+                f", after {half}" if len(delays) == 1 else f", half of them within {half}, the slowest after {slowest}"
+            )
+        yield f"{said}; {outside} alarm{'s' * (outside != 1)} outside of them."
+    count = Counter(alert.device for alert in result.final if alert.fired is not None)
+    if len(result.devices) > 1 and count:
+        name, most = count.most_common(1)[0]
+        quiet = len(result.devices) - len(count)
+        said = f"{quiet:,} of {len(result.devices):,} devices never alarmed"
+        yield said + (f"; most often, {most} times, did {name}." if most > 1 else ".")
+    lasting = [_until(result, alert) - alert.started for alert in result.final if alert.fired is not None]
+    if lasting:
+        yield f"An alarm lasted {duration(float(np.median(lasting)))} in the median, {duration(max(lasting))} at most."
+
+
+def _often(rate: float) -> str:
+    """A rate a week as people say it."""
+    if rate >= 14:
+        return f"{quantity(rate / 7)} times a day"
+    if rate >= 1:
+        return f"{quantity(rate)} times a week" if rate > 1.05 else "once a week"
+    return f"once in {quantity(1 / rate)} weeks" if rate else "never"
+
+
+def _devices(result: Result) -> Iterator[str]:
+    if len(result.devices) < 2:
+        return
+    fired = [alert for alert in result.final if alert.fired is not None]
+    count, forecast = (Counter(a.device for a in fired if not kind or a.kind == kind) for kind in ("", "prediction"))
+    watched = result.watched()
+    rows, flags = (
+        np.bincount(result.device[mask], minlength=len(result.devices))
+        for mask in (~result.learned, result.anomaly & ~result.learned)
+    )
+    order = sorted(range(len(result.devices)), key=lambda at: (-count[result.devices[at]], -int(flags[at])))
+    yield f"<h2>Devices</h2>{_left_out(len(order))}"
+    yield '<div class=scroll tabindex=0 role=region aria-label="Devices"><table class=narrow><thead><tr><th>Device'
+    yield "<th class=number>Watched<th class=number>Alarms<th class=number>From forecasts<th class=number>A week"
+    yield "<th class=number>Rows flagged</tr></thead><tbody>"
+    for at in order[:MOST_LINES]:
+        name, weeks = result.devices[at], watched[at] / WEEK
+        rate = quantity(forecast[name] / weeks) if weeks >= SHORT else "–"
+        share = f"{flags[at] / rows[at]:.2%}" if rows[at] else "–"
+        yield (
+            f"<tr><td>{escape(name)}<td class=number>{duration(watched[at])}<td class=number>{count[name]:,}"
+            f"<td class=number>{forecast[name]:,}<td class=number>{rate}<td class=number>{share}</tr>"
+        )
+    yield "</tbody></table></div>"
 
 
 def _alerts(result: Result, shown: Sequence[int]) -> Iterator[str]:
@@ -444,11 +489,11 @@ def _device(result: Result, at: int) -> dict[str, Any]:
     return {
         "id": name,
         "every": every,
-        "time": _base64(_thin(result.time[rows], every, least, most), "<f8"),
-        "score": _base64(_thin(result.score[rows], every, most, most), "<f4"),
-        "flags": _base64(_thin(flags, every, np.bitwise_or, np.bitwise_or), "u1"),
+        "time": packed(_thin(result.time[rows], every, least, most), "<f8"),
+        "score": packed(_thin(result.score[rows], every, most, most), "<f4"),
+        "flags": packed(_thin(flags, every, np.bitwise_or, np.bitwise_or), "u1"),
         "series": [
-            [_base64(part[:, channel], "<f4") for part in (values, expected, low, high)]
+            [packed(part[:, channel], "<f4") for part in (values, expected, low, high)]
             for channel in range(len(result.channels))
         ],
         "alerts": [
@@ -467,8 +512,3 @@ def _thin(column: npt.NDArray[Any], every: int, first: np.ufunc, second: np.ufun
     pair = np.stack([reduce.reduceat(column, begins, axis=0) for reduce in (first, second)], axis=1)
     out: npt.NDArray[Any] = pair.reshape(-1, *column.shape[1:])
     return out
-
-
-def _base64(column: Floats | npt.NDArray[Any], dtype: str) -> str:
-    with np.errstate(over="ignore"):
-        return base64.b64encode(np.ascontiguousarray(column, dtype).tobytes()).decode()

@@ -21,7 +21,6 @@ from sentinel.errors import ConfigError, SentinelError
 app = typer.Typer(
     help="Learns how every device of a fleet normally behaves, and raises an alert when one stops behaving so.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,  # plain help: rich would double the time to show it
@@ -30,10 +29,28 @@ app = typer.Typer(
 _CONFIG = "Configuration file (TOML)."
 _BROKER = "Address of the broker: mqtt://host:1883, or mqtts://host:8883 for TLS."
 
+
+def _profiles(ctx: typer.Context, incomplete: str) -> list[str]:
+    from sentinel.commands._completion import profiles
+
+    return profiles(ctx.params.get("config"), incomplete)
+
+
+def _devices(ctx: typer.Context, incomplete: str) -> list[str]:
+    from sentinel.commands._completion import devices
+
+    return devices(ctx.params.get("config"), ctx.params.get("profile"), incomplete)
+
+
 Config = Annotated[Path, typer.Option("--config", metavar="FILE", help=_CONFIG)]
 MaybeConfig = Annotated[Path | None, typer.Option("--config", metavar="FILE", help=_CONFIG)]
-Profile = Annotated[str, typer.Option("--profile", metavar="NAME", help="Profile of the configuration.")]
-MaybeProfile = Annotated[str | None, typer.Option("--profile", metavar="NAME", help="Profile of the configuration.")]
+Profile = Annotated[
+    str, typer.Option("--profile", metavar="NAME", help="Profile of the configuration.", autocompletion=_profiles)
+]
+MaybeProfile = Annotated[
+    str | None,
+    typer.Option("--profile", metavar="NAME", help="Profile of the configuration.", autocompletion=_profiles),
+]
 Data = Annotated[list[Path], typer.Argument(metavar="DATA…", help="CSV or Parquet files.")]
 MaybeData = Annotated[list[Path] | None, typer.Argument(metavar="DATA…", help="CSV or Parquet files.")]
 FromJournal = Annotated[
@@ -84,10 +101,10 @@ def call(command: str, **options: Any) -> None:
         sys.stdout.flush()
     except ConfigError as error:
         for problem in error.problems:
-            typer.echo(f"error: {problem}", err=True)
+            _complain(problem)
         code = 2
     except SentinelError as error:
-        typer.echo(f"error: {error}", err=True)
+        _complain(str(error))
         code = 1
     except KeyboardInterrupt:
         code = 130
@@ -95,6 +112,12 @@ def call(command: str, **options: Any) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     raise typer.Exit(code or 0)
+
+
+def _complain(problem: str) -> None:
+    from sentinel.commands._terminal import plain  # loads what `--help` has no need of
+
+    typer.echo("\n".join(map(plain, f"error: {problem}".splitlines())), err=True)
 
 
 def _version(wanted: bool) -> None:
@@ -282,7 +305,10 @@ def replay(
         str | None, typer.Option("--device", metavar="NAME", help="Device of a file without a device column.")
     ] = None,
 ) -> None:
-    """Publish recordings to a broker, as they came or faster."""
+    """Publish recordings to a broker, as they came or faster.
+
+    Payloads are JSON with the event time under time, in seconds since 1970: time = { path = "time" }.
+    """
     if speed is not None and rate is not None:
         raise typer.BadParameter("give one of --speed and --rate")
     call(
@@ -314,7 +340,10 @@ def simulate(
     seed: Seed = 0,
     faults: Annotated[bool, typer.Option("--faults", help="Inject faults, and print each.")] = False,
 ) -> None:
-    """Make a fleet's readings and faults, with ground truth."""
+    """Make a fleet's readings and faults, with ground truth.
+
+    Payloads are JSON with the event time under ts, in seconds since 1970: time = { path = "ts" }.
+    """
     if (broker is None) == (out is None):
         raise typer.BadParameter("give one of --broker and --out")
     call("simulate", devices=devices, rate=rate, seconds=seconds, broker=broker, out=out, seed=seed, faults=faults)
@@ -345,13 +374,33 @@ def models(config: Config, json_file: Json = None) -> None:
 def devices(
     config: Config,
     action: Annotated[DevicesAction, typer.Argument(help="What to do.")] = DevicesAction.list,
-    device: Annotated[str | None, typer.Argument(metavar="ID", help="The device, for show and forget.")] = None,
+    device: Annotated[
+        str | None, typer.Argument(metavar="ID", help="The device, for show and forget.", autocompletion=_devices)
+    ] = None,
     json_file: Json = None,
 ) -> None:
     """List the known devices, show one's state, or forget it."""
     if (device is None) != (action is DevicesAction.list):
         raise typer.BadParameter(f"{action} needs the device's ID" if device is None else "list takes no ID")
     call("devices", config=config, action=action.value, device=device, json_file=json_file)
+
+
+@app.command(
+    epilog=_examples(
+        "sentinel inspect north/pump-7 --config sentinel.toml --profile pump --out pump-7.html",
+        "sentinel inspect north/pump-7 --config sentinel.toml --profile pump --last 1000 --json pump-7.json",
+    )
+)
+def inspect(
+    device: Annotated[str, typer.Argument(metavar="DEVICE", help="The device's id.", autocompletion=_devices)],
+    config: Config,
+    profile: Profile,
+    last: Annotated[int, typer.Option("--last", min=1, max=5000, metavar="N", help="So many of its last ticks.")] = 300,
+    json_file: Json = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write a heat map there as HTML.")] = None,
+) -> None:
+    """Show gates and cells of a device's network over its last readings; a daemon may be running."""
+    call("inspect", device=device, config=config, profile=profile, last=last, json_file=json_file, out=out)
 
 
 @app.command(epilog=_examples("sentinel bench", "sentinel bench --json bench.json"))

@@ -1,5 +1,6 @@
 """`sentinel backtest`: the daemon's pipeline over recordings, or over the daemon's own journal."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,6 @@ import numpy.typing as npt
 import orjson
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from sentinel import trainer
 from sentinel.adapters.models import list_models
@@ -18,13 +18,14 @@ from sentinel.backtest import Backtest, Plan, Result, alert_json
 from sentinel.commands import _report
 from sentinel.commands._profile import profile_spec
 from sentinel.commands._progress import progress_bar
+from sentinel.commands._terminal import plain, say, show_facts, show_table, sparkline
 from sentinel.errors import DataError
 from sentinel.records import ProfileSpec
 from sentinel.rerun import Rerun
 from sentinel.settings import load_settings
 from sentinel.stream.alerts import duration, quantity
 
-MOST_EPISODES, MOST_NOTES = 10, 5  # printed; the report has all
+MOST_EPISODES, MOST_NOTES, MOST_DEVICES = 10, 5, 5  # printed; the report has all
 DAY = 86400.0
 
 Times = npt.NDArray[np.bytes_] | list[str]
@@ -90,7 +91,10 @@ def _done(result: Result, summary: dict[str, Any], times: Times, out: Path | Non
     if out is not None:
         _write(out, result, summary, times)
     if json_file is not None:
-        json_file.write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2))
+        try:
+            json_file.write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2))
+        except OSError as error:
+            raise DataError(f"{json_file} cannot be written ({error.strerror})") from error
     _show(summary, result, out)
 
 
@@ -168,61 +172,76 @@ def _learned_from(summary: dict[str, Any]) -> str:
 
 
 def _show(summary: dict[str, Any], result: Result, out: Path | None) -> None:
-    console = Console()
-    table = Table(show_header=False, box=None)
-    table.add_row(
-        "rows", f"{summary['rows']:,}; learned from {_learned_from(summary)}, scored {summary['rows_scored']:,}"
-    )
-    table.add_row("devices, channels", f"{summary['devices']}, {len(summary['channels'])}")
-    table.add_row("flagged rows", _report.flagged(summary))
-    alerts = ", ".join(f"{count} {kind}" for kind, count in summary["alerts"].items()) or "none"
-    table.add_row("alerts", alerts)
-    _show_budget(summary, table)
-    labels = summary.get("labels")
-    if labels:
-        _show_labels(labels, table)
-    console.print(table)
-    for note in summary.get("notes", [])[:MOST_NOTES]:
-        console.print(f"note: {note}", highlight=False, markup=False)
-    _show_episodes(result, console)
+    facts = [
+        ("rows", f"{summary['rows']:,}; learned from {_learned_from(summary)}, scored {summary['rows_scored']:,}"),
+        ("devices, channels", f"{summary['devices']:,}, {len(summary['channels'])}"),
+        ("flagged rows", _report.flagged(summary)),
+        ("alerts", ", ".join(f"{count:,} {kind}" for kind, count in summary["alerts"].items()) or "none"),
+        *_budget_facts(summary),
+        *_label_facts(summary.get("labels")),
+    ]
+    show_facts(facts)
+    say(*(f"note: {note}" for note in summary.get("notes", [])[:MOST_NOTES]))
+    _show_scores(result)
+    _show_episodes(result)
     if out is not None:
-        console.print(f"written: {out}/scores.csv, alerts.jsonl, summary.json, report.html", highlight=False)
+        say(f"written: {out}/scores.csv, alerts.jsonl, summary.json, report.html")
 
 
-def _show_budget(summary: dict[str, Any], table: Table) -> None:
+def _budget_facts(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
     rate, budget = summary["alerts_per_device_week"], summary["alert_budget_per_device_week"]
     if rate is not None:
         told = "too short to tell" if 0 < summary["device_weeks"] * budget < _report.SHORT else f"{rate:.2f}"
         said = f"budget {budget:.2f}" if budget else "no budget: off"
-        table.add_row("alarms per device-week", f"{told}, {said}: {_report.counted(summary)}")
+        yield "alarms per device-week", f"{told}, {said}: {_report.counted(summary)}"
     for text, count, allowed in _report.would_have_fired(summary):
-        table.add_row(f"  at {text}", f"{count} would have fired, {quantity(allowed)} allowed")
+        yield f"  at {text}", f"{count} would have fired, {quantity(allowed)} allowed"
 
 
-def _show_labels(labels: dict[str, Any], table: Table) -> None:
+def _label_facts(labels: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+    if not labels:
+        return
     found, events = labels["events_found"], labels["events"]
     recall = f" (recall {found / events:.0%})" if events else ""
     delay = labels["median_delay_seconds"]
     after = f", median delay {duration(delay)}" if delay is not None else ""
-    table.add_row("labelled events", f"{found} of {events} found{recall}{after}")
+    yield "labelled events", f"{found} of {events} found{recall}{after}"
     if labels["f1"] is not None:
         false, missed = labels["false_alarm_rate"] or 0.0, labels["missed_alarm_rate"] or 0.0
-        table.add_row("rows against labels", f"F1 {labels['f1']:.3f}, FAR {false:.1%}, MAR {missed:.1%}")
+        yield "rows against labels", f"F1 {labels['f1']:.3f}, FAR {false:.1%}, MAR {missed:.1%}"
 
 
-def _show_episodes(result: Result, console: Console) -> None:
+def _show_scores(result: Result) -> None:
+    """The course of the score of the devices with the most flagged rows; on a terminal alone."""
+    if not Console().is_terminal:
+        return
+    flags = np.bincount(result.device[result.anomaly], minlength=len(result.devices))
+    rows = []
+    for at in np.argsort(-flags, kind="stable")[:MOST_DEVICES].tolist():
+        own = np.flatnonzero((result.device == at) & ~np.isnan(result.score))
+        if len(own):
+            score = result.score[own[np.argsort(result.time[own], kind="stable")]]
+            rows.append(
+                [result.devices[at], sparkline(score, 60, highest=True), f"{score.max():.2f}", f"{flags[at]:,}"]
+            )
+    if rows:
+        show_table(["device", "score over time", "highest", "flagged"], rows, right=("highest", "flagged"))
+
+
+def _show_episodes(result: Result) -> None:
     final = _report.episodes(result)
     if not final:
         return
-    rows = [("began", "told after", "lasted", "kind", "channels")]
+    rows = [["began", "told after", "lasted", "kind", "channels"]]
     for alert in final[:MOST_EPISODES]:
         lasted = "open at the end" if alert.ended is None else _report.length(alert)
         channels = ", ".join(f"{name} {share:.0%}" for name, share in _report.shares(alert))
-        rows.append((_report.moment(result, alert.started), _report.told_after(alert), lasted, alert.kind, channels))
+        row = [_report.moment(result, alert.started), _report.told_after(alert), lasted, alert.kind, channels]
+        rows.append([plain(text) for text in row])
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    messages = ["", *(f"\n    {alert.message}" for alert in final[:MOST_EPISODES])]
-    for line, message in zip(lines, messages, strict=True):
-        console.print(f"  {line}{message}", highlight=False, soft_wrap=True, markup=False)
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    say(f"  {lines[0]}")
+    for line, alert in zip(lines[1:], final[:MOST_EPISODES], strict=True):
+        say(f"  {line}", f"    {alert.message}")
     if len(final) > MOST_EPISODES:
-        console.print(f"  … and {len(final) - MOST_EPISODES} more", highlight=False)
+        say(f"  … and {len(final) - MOST_EPISODES} more")

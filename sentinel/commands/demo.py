@@ -22,10 +22,10 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from sentinel.commands._parts import HOST, PUMPS, RATE, ROOMS, await_port, child, free_port, tail
+from sentinel.commands._terminal import plain, say, show_table
 from sentinel.errors import DataError, Unavailable
 from sentinel.simulate import FAULT_KINDS, PUMP, ROOM, Fault, Firing, Tally, tally
 
@@ -108,7 +108,7 @@ def demo(seconds: float | None, json_file: Path | None, seed: int) -> None:
         children = {"broker": broker, "daemon": daemon, "plant": plant}
         with suppress(KeyboardInterrupt), _view(console, scene) as show:
             _watch(scene, children, folder, items, seconds, show)
-    _summarise(console, scene)
+    _summarise(scene)
     if json_file:
         try:
             json_file.write_bytes(orjson.dumps(summary(scene), option=orjson.OPT_INDENT_2))
@@ -205,17 +205,12 @@ def summary(scene: Scene) -> dict[str, object]:
     }
 
 
-def _summarise(console: Console, scene: Scene) -> None:
+def _summarise(scene: Scene) -> None:
     count = scene.count()
-    table = Table("fault", "injected", "found", "missed", "median delay", title="Summary")
-    for kind in FAULT_KINDS:
-        part = count.of(kind)
-        if part.faults:
-            table.add_row(kind.replace("_", " "), *_row(part))
-    table.add_section()
-    table.add_row("all", *_row(count))
-    console.print(table)
-    console.print(f"false alarms: {len(count.false_alarms)}", highlight=False)
+    rows = [[kind.replace("_", " "), *_row(part)] for kind in FAULT_KINDS if (part := count.of(kind)).faults]
+    columns = ["fault", "injected", "found", "missed", "median delay"]
+    show_table(columns, [*rows, ["all", *_row(count)]], title="Summary", right=columns[1:])
+    say(f"false alarms: {len(count.false_alarms)}")
 
 
 def _row(count: Tally) -> tuple[str, str, str, str]:
@@ -228,11 +223,11 @@ def _row(count: Tally) -> tuple[str, str, str, str]:
 def _view(console: Console, scene: Scene) -> Iterator[Callable[[str | None], None]]:
     """A live picture on a terminal, plain lines elsewhere."""
     if not console.is_terminal:
-        console.print(f"metrics at {scene.metrics}; {scene.total} devices at {RATE:g} Hz", highlight=False)
+        say(f"metrics at {scene.metrics}; {scene.total} devices at {RATE:g} Hz")
 
         def show(line: str | None) -> None:
             if line:
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
+                say(line)
 
         yield show
         return
@@ -252,7 +247,7 @@ def _picture(scene: Scene) -> Group:
     head = Text(f"Sentinel demo {time.time() - scene.began:5.0f} s   devices: {states}", style="bold")
     where = Text(f"metrics: {scene.metrics}\n")
     if scene.lines or scene.scoring_at:
-        body = Text("\n").join(Text(line, style="red" if "ALERT" in line else "") for line in scene.lines)
+        body = Text("\n").join(Text(plain(line), style="red" if "ALERT" in line else "") for line in scene.lines)
     else:
         body = Text("learning how each device behaves; faults follow in about a minute")
     foot = (

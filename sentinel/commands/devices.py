@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 import orjson
 import torch
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from sentinel import trainer
 from sentinel.adapters.store import Store, open_snapshot
+from sentinel.commands._terminal import say, show_facts, show_table
 from sentinel.errors import DataError, ModelError, StoreError
 from sentinel.model.score import Detector
 from sentinel.records import Channel, Command, ProfileSpec
@@ -41,8 +39,7 @@ def devices(*, config: Path, action: str, device: str | None, json_file: Path | 
     if action == "forget":
         assert device is not None
         result = _forget(settings, device)
-        said = [f"forgotten: {device} of profile {name}" for name in result["forgotten"]]
-        Console().print("\n".join(said), highlight=False, markup=False, soft_wrap=True)
+        say(*(f"forgotten: {device} of profile {name}" for name in result["forgotten"]))
     else:
         result = _look(settings, device)
         if action == "list":
@@ -50,8 +47,7 @@ def devices(*, config: Path, action: str, device: str | None, json_file: Path | 
         else:
             for row in result["devices"]:
                 _print_one(row, result["as_of"])
-        for note in result["notes"]:
-            Console(stderr=True).print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+        say(*(f"note: {note}" for note in result["notes"]), stderr=True)
     if json_file is not None:
         try:
             json_file.write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
@@ -233,9 +229,7 @@ def _forget(settings: Settings, device: str) -> dict[str, Any]:
 
 
 def _print_list(result: Mapping[str, Any]) -> None:
-    console = Console()
     rows = result["devices"]
-    head = f"{len(rows):,} devices as of {_moment(result['as_of'])}"
     scored = any(row["score"] is not None for row in rows)
     columns = [
         "profile",
@@ -247,19 +241,15 @@ def _print_list(result: Mapping[str, Any]) -> None:
         "threshold raised",
         "open alerts",
     ]
-    if not console.is_terminal:
-        print(f"# {head}")
-        print("\t".join(columns))
-        for row in rows:
-            print("\t".join(_plain(cell) for cell in _cells(row, scored)))
-        return
-    table = Table(title=head, title_justify="left", box=None)
-    for name in columns:
-        table.add_column(name, justify="right" if name in ("ticks", "score", "threshold raised") else "left")
-    for row in rows:
-        style = "red" if row["alerts"] else {"silent": "yellow", "scoring": ""}.get(row["state"], "dim")
-        table.add_row(*(_escaped(cell) for cell in _cells(row, scored)), style=style)
-    console.print(table)
+    show_table(
+        columns,
+        [_cells(row, scored) for row in rows],
+        title=f"{len(rows):,} devices as of {_moment(result['as_of'])}",
+        right=("ticks", "score", "threshold raised"),
+        styles=[
+            "red" if row["alerts"] else {"silent": "yellow", "scoring": ""}.get(row["state"], "dim") for row in rows
+        ],
+    )
 
 
 def _cells(row: Mapping[str, Any], scored: bool) -> list[str]:
@@ -271,8 +261,7 @@ def _cells(row: Mapping[str, Any], scored: bool) -> list[str]:
 
 
 def _print_one(row: Mapping[str, Any], as_of: float) -> None:
-    console = Console()
-    print(_plain(f"{row['device']} of profile {row['profile']}, as of {_moment(as_of)}"))
+    say(f"{row['device']} of profile {row['profile']}, as of {_moment(as_of)}")
     facts = {
         "state": row["state"],
         "ticks": f"{row['ticks']:,}",
@@ -293,17 +282,9 @@ def _print_one(row: Mapping[str, Any], as_of: float) -> None:
         facts[f"alert {alert['id']}"] = (
             f"{alert['kind']}, {alert['state']}, since {_moment(alert['started'])} ({lasted})"
         )
-    for name, text in facts.items():
-        print(f"  {name:<16} {_plain(text)}")
+    show_facts(facts.items(), indent="  ")
     columns = ["channel", "last", "location", "spread", "range so far", "notes"]
-    rows = [[_plain(cell) for cell in _channel_cells(channel)] for channel in row["channels"]]
-    if console.is_terminal:
-        table = Table(*columns, box=None)
-        for cells in rows:
-            table.add_row(*map(_escaped, cells))
-        console.print(table)
-    else:
-        print("\n".join("\t".join(cells) for cells in [columns, *rows]))
+    show_table(columns, [_channel_cells(channel) for channel in row["channels"]])
 
 
 def _channel_cells(channel: Mapping[str, Any]) -> list[str]:
@@ -330,12 +311,3 @@ def _moment(time: float) -> str:
         return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
     except (ValueError, OverflowError, OSError):
         return f"{time:g} s"
-
-
-def _plain(text: str) -> str:
-    """One line of text that no device's name can break out of."""
-    return "".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in text)
-
-
-def _escaped(text: str) -> Text:
-    return Text(_plain(text))

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from rich.console import Console
-from rich.table import Table
 
 from sentinel.adapters.models import SavedModel, list_models, load_model
 from sentinel.adapters.store import open_snapshot
+from sentinel.commands._terminal import show_table
 from sentinel.errors import DataError, ModelError
 from sentinel.settings import load_settings
 
@@ -86,15 +85,7 @@ def _described(model: SavedModel, running: str | None, *, newest: bool) -> dict[
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    console = Console()
-    lines = [_cells(row) for row in rows]
-    if console.is_terminal:
-        table = Table(*_COLUMNS, box=None)
-        for row, cells in zip(rows, lines, strict=True):
-            table.add_row(*(cell.replace("[", r"\[") for cell in cells), style="bold" if row["runs"] else "")
-        console.print(table)
-    else:
-        print("\n".join("\t".join(cells) for cells in [_COLUMNS, *lines]))
+    show_table(_COLUMNS, map(_cells, rows), styles=["bold" if row["runs"] else "" for row in rows])
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -1,11 +1,12 @@
 """`sentinel train`: learn a profile's model from what the user vouches for: recordings, or the store's journal."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import orjson
 import torch
-from rich.console import Console
 
 from sentinel import trainer
 from sentinel.adapters.store import open_reader
@@ -13,8 +14,11 @@ from sentinel.adapters.tables import read_tables
 from sentinel.backtest import Backtest, Plan
 from sentinel.commands._profile import profile_spec
 from sentinel.commands._progress import progress_bar
+from sentinel.commands._terminal import say, show_facts
+from sentinel.errors import DataError
 from sentinel.records import ProfileSpec
 from sentinel.settings import load_settings
+from sentinel.stream.alerts import duration
 
 
 def train(
@@ -28,7 +32,12 @@ def train(
     seed: int,
     json_file: Path | None,
 ) -> int:
-    """Train on `data`, or the journal's last `since` seconds, and save the model; a daemon takes it up when it starts."""
+    """Train on `data`, or the journal's last `since` seconds, and save the model; a daemon takes it up when it starts.
+
+    Raises:
+        TrainingError: it diverged, or there was too little to learn from.
+        DataError, StoreError, ModelError, ConfigError: what was given cannot be used.
+    """
     settings = load_settings(config)
     spec = profile_spec(settings, config, profile)
     torch.set_num_threads(1)
@@ -54,14 +63,24 @@ def train(
         "loss_after": losses[1],
     }
     if json_file is not None:
-        json_file.write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2))
-    Console().print(
-        f"model {version} of profile {profile}: {result['devices']} devices, {result['ticks']} ticks, "
-        f"channels {', '.join(detector.channels)}\nsaved in {result['path']}; `sentinel run` uses it from its next start",
-        highlight=False,
-        soft_wrap=True,
-    )
+        try:
+            json_file.write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2))
+        except OSError as error:
+            raise DataError(f"{json_file} cannot be written ({error.strerror})") from error
+    say(f"model {version} of profile {profile}")
+    show_facts(_facts(result), indent="  ")
+    say("`sentinel run` uses it from its next start")
     return 0
+
+
+def _facts(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "learned from", f"{result['ticks']:,} ticks of {result['devices']:,} device{'s' * (result['devices'] != 1)}"
+    yield "interval", duration(result["interval_seconds"])
+    yield "channels", ", ".join(result["channels"])
+    before, after = result["loss_before"], result["loss_after"]
+    if before is not None and after is not None:
+        yield "loss held out", f"{before:.3f} before, {after:.3f} after"
+    yield "saved in", result["path"]
 
 
 def _job(store: Path, spec: ProfileSpec, since: float | None, seed: int) -> trainer.Job:

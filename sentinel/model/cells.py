@@ -3,7 +3,7 @@
 Axes: B rows in the batch, one device each; I inputs; H hidden units; L layers; G networks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +13,13 @@ from torch.nn.functional import pad
 
 PAD = 16  # multiple that a product's rows and columns must be for no row's last bits to depend on its place
 Cell = Literal["lstm", "gru"]
+GATES: dict[Cell, tuple[str, ...]] = {  # in torch's order
+    "lstm": ("input", "forget", "candidate", "output"),
+    "gru": ("reset", "update", "candidate"),
+}
+
+
+Parts = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,25 +82,33 @@ class Recurrence:
         Source: LSTM with forget gate, Gers, Schmidhuber and Cummins 2000; GRU, Cho et al. 2014
         (reset gate after the product, as `torch.nn.GRU`); gate order as in torch.
         """
+        _, h, c = zip(*self._pass(x, state, network), strict=True)
+        return State(torch.stack(h), torch.stack(c))
+
+    def look(self, x: Tensor, state: State, network: Tensor | None = None) -> tuple[list[dict[str, Tensor]], State]:
+        """As `step`, and what the gates did in it: for each layer, (B, H) by the names in `GATES`."""
+        gates, h, c = zip(*self._pass(x, state, network), strict=True)
+        return [dict(zip(GATES[self.cell], each, strict=True)) for each in gates], State(torch.stack(h), torch.stack(c))
+
+    def _pass(self, x: Tensor, state: State, network: Tensor | None) -> Iterator[tuple[Parts, Tensor, Tensor]]:
+        """Gates, h and c of each layer after this tick."""
         step = _lstm if self.cell == "lstm" else _gru
-        hs, cs = [], []
         for k, (from_x, from_h) in enumerate(self._layers):
-            h, c = step(from_x(x, network), from_h(state.h[k], network), state.h[k], state.c[k])
-            hs.append(h)
-            cs.append(c)
+            gates, h, c = step(from_x(x, network), from_h(state.h[k], network), state.h[k], state.c[k])
+            yield gates, h, c
             x = h
-        return State(torch.stack(hs), torch.stack(cs))
 
 
-def _lstm(from_x: Tensor, from_h: Tensor, _h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+def _lstm(from_x: Tensor, from_h: Tensor, _h: Tensor, c: Tensor) -> tuple[Parts, Tensor, Tensor]:
     i, f, g, o = (from_x + from_h).chunk(4, dim=1)
-    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(c), c
+    i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
+    c = f * c + i * g
+    return (i, f, g, o), o * torch.tanh(c), c
 
 
-def _gru(from_x: Tensor, from_h: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+def _gru(from_x: Tensor, from_h: Tensor, h: Tensor, c: Tensor) -> tuple[Parts, Tensor, Tensor]:
     rx, zx, nx = from_x.chunk(3, dim=1)
     rh, zh, nh = from_h.chunk(3, dim=1)
-    z = torch.sigmoid(zx + zh)
-    n = torch.tanh(nx + torch.sigmoid(rx + rh) * nh)
-    return (1 - z) * n + z * h, c
+    r, z = torch.sigmoid(rx + rh), torch.sigmoid(zx + zh)
+    n = torch.tanh(nx + r * nh)
+    return (r, z, n), (1 - z) * n + z * h, c

@@ -84,6 +84,12 @@ class Forecaster:
         ahead = self._head(state.h[-1], network)
         return ahead.view(len(inputs), len(self.spec.horizons), self.channels), state
 
+    def look(
+        self, inputs: Tensor, state: State, network: Tensor | None = None
+    ) -> tuple[list[dict[str, Tensor]], State]:
+        """What the gates of each layer do with a tick, by name, (B, H) each, and the state after it; as `step`."""
+        return self._recurrence.look(inputs, state, network)
+
     def cross(self, y: Tensor, state: State, network: Tensor | None = None) -> Tensor:
         """Each channel from all the others at the same tick and the past before it, (B, F). Needs F >= 2.
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sentinel.errors import TrainingError
 from sentinel.model import calibrate, features, kernel
 from sentinel.model.calibrate import ShiftReference
 from sentinel.model.forecaster import Forecaster, head_count, weight_shapes
@@ -105,12 +106,12 @@ def learn(
         progress: told what is being done and the share done.
 
     Raises:
-        ValueError: fewer than two ticks in all, no channel, or the training diverged.
+        TrainingError: fewer than two ticks in all, no channel, or the training diverged.
     """
     series = _newest([s for s in series if len(s) >= 2], declared=declared)
     if not series or not channels:
         msg = "nothing to learn from: no device has two ticks"
-        raise ValueError(msg)
+        raise TrainingError(msg)
     names = tuple(channel.name for channel in channels)
     networks = tuple(s.device for s in series) if spec.weights == "device" else ()
     stacked = _Stack.of(series, declared=declared)
@@ -646,7 +647,7 @@ def _descend(
 def _finite(value: float, step: int) -> float:
     if not math.isfinite(value):
         msg = f"training diverged at step {step} of {STEPS} ({value}): train again, or with fewer units in model.hidden"
-        raise ValueError(msg)
+        raise TrainingError(msg)
     return value
 
 

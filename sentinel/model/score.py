@@ -19,6 +19,7 @@ from sentinel.records import Bools, Channel, Floats, Ints, ModelSpec
 
 BAND = 3.0  # sigmas
 ACCEPTED_ROOM = 1.1
+SATURATED = 8.0  # |c| of a cell beyond which its output gate sees ±1 whatever comes
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +182,7 @@ class Scorer:
         """Which slots are calibrated, and which states have settled, (N,) each: both give a score."""
         return slabs.view("n").max(1) >= kernel.LEAST, slabs.view("since") >= kernel.SETTLE
 
-    def saturation(self, slabs: Slabs, rows: Array, limit: float = 8.0) -> float:
+    def saturation(self, slabs: Slabs, rows: Array, limit: float = SATURATED) -> float:
         """Share of cells with |c| over `limit`: an LSTM fed without end can saturate (Gers et al. 1999)."""
         if self.detector.spec.cell != "lstm" or not len(rows):
             return 0.0

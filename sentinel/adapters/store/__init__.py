@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sentinel.adapters.store.journal import Durability, Journal, JournalReader, Turn
+from sentinel.adapters.store.journal import DeviceReader, Durability, Journal, JournalReader, Turn
 from sentinel.adapters.store.memory import MemoryJournal, MemoryStore
 from sentinel.adapters.store.snapshot import (
     Key,
@@ -32,6 +32,7 @@ from sentinel.errors import StoreError
 __all__ = [
     "AnyReader",
     "AnyStore",
+    "DeviceReader",
     "Durability",
     "Journal",
     "JournalReader",
@@ -44,6 +45,7 @@ __all__ = [
     "SnapshotWriter",
     "Store",
     "Turn",
+    "open_device_reader",
     "open_reader",
     "open_snapshot",
 ]
@@ -105,6 +107,11 @@ AnyReader = JournalReader | MemoryJournal
 def open_reader(path: Path) -> JournalReader:
     """The journal of the store at `path`, to read while a daemon writes it. Raises StoreError."""
     return JournalReader(path / "journal.sqlite")
+
+
+def open_device_reader(path: Path, profile: str, device: str) -> DeviceReader:
+    """As `open_reader`, but of one device alone. Raises StoreError."""
+    return DeviceReader(path / "journal.sqlite", profile, device)
 
 
 def open_snapshot(path: Path) -> Snapshot:

@@ -195,18 +195,24 @@ class JournalReader:
     ) -> Iterator[tuple[Any, ...]]:
         where, last = ["id > ?", "id < ?"], ((after + 1) << PLACE_BITS) - 1
         end = (upto + 1) << PLACE_BITS if upto is not None else (1 << 63) - 1
-        extra: list[str | float] = []
+        extra: list[str | float | Blob] = []
         if profile is not None:
             where.append("profile = ?")
             extra.append(profile)
         if since is not None:
             where.append("now >= ?")
             extra.append(since)
+        part, values = self._part()
+        where, extra = [*where, *part], [*extra, *values]
         columns = "id, now, kind, profile, body"
         query = f"SELECT {columns} FROM entries WHERE {' AND '.join(where)} ORDER BY id LIMIT ?"  # noqa: S608 - constants
         while rows := self._query(query, last, end, *extra, PAGE_ROWS):
             yield from rows
             last = rows[-1][0]
+
+    def _part(self) -> tuple[list[str], list[str | Blob]]:
+        """Conditions on entries, and their parameters, beside those that `read` is given."""
+        return [], []
 
     def _entry(self, kind: str, profile: str, body: Blob) -> Entry:
         if kind != "readings" and kind not in _KINDS:
@@ -224,11 +230,33 @@ class JournalReader:
             self._channels[layout] = tuple(json.loads(rows[0][0]))
         return self._channels[layout]
 
-    def _query(self, query: str, *parameters: str | float) -> list[tuple[Any, ...]]:
+    def _query(self, query: str, *parameters: str | float | Blob) -> list[tuple[Any, ...]]:
         try:
             return self._connection.execute(query, parameters).fetchall()
         except sqlite3.Error as error:
             raise failure(self.file, error) from error
+
+
+class DeviceReader(JournalReader):
+    """A journal of which only that is seen which one device's state depends on, timers included. Read without `profile`."""
+
+    def __init__(self, file: Path, profile: str, device: str) -> None:
+        """As JournalReader."""
+        super().__init__(file)
+        self._profile, self._device = profile, device
+
+    def read(
+        self, after: int = 0, upto: int | None = None, profile: str | None = None, since: float | None = None
+    ) -> Iterator[Turn]:
+        for turn in super().read(after, upto, None, since):
+            cut = (entry.of(self._device) if isinstance(entry, Readings) else entry for entry in turn.entries)
+            if entries := tuple(entry for entry in cut if not isinstance(entry, Readings) or len(entry)):
+                yield Turn(turn.seq, turn.now, entries)
+
+    def _part(self) -> tuple[list[str], list[str | Blob]]:
+        # The ids lie in a blob as they are: one that cannot hold this one need not be decoded.
+        mine = "((profile = ? AND (kind <> 'readings' OR instr(body, ?))) OR kind = 'timer')"
+        return [mine], [self._profile, self._device.encode()]
 
 
 class Journal(JournalReader):
