@@ -245,6 +245,14 @@ class StoreSettings(Table):
     max_age: Duration = Field(default=90 * 86400.0, description="age at which the journal's readings go")
 
 
+class HomeAssistantSettings(Table):
+    """An empty table turns it on."""
+
+    prefix: Annotated[str, Text("text", "a topic without wildcards", _prefix)] = Field(
+        default="homeassistant", description="first levels of Home Assistant's discovery topics"
+    )
+
+
 class TimeSettings(Table):
     path: PayloadPath = Field(description="where the payload carries the event time")
     unit: Literal["s", "ms", "us", "ns", "iso8601"] = Field(default="s", description="since 1970 UTC, or ISO 8601 text")
@@ -457,6 +465,9 @@ class Settings(BaseSettings):
     mqtt: MqttSettings = Field(default=MqttSettings(), description="the broker")
     http: HttpSettings = Field(default=HttpSettings(), description="metrics and health")
     store: StoreSettings = Field(default=StoreSettings(), description="what outlives the process")
+    home_assistant: HomeAssistantSettings | None = Field(
+        default=None, description="left out: off; {}: each device is shown in Home Assistant"
+    )
     profiles: dict[str, ProfileSettings] = Field(default={}, description="classes of like devices")
 
     _origins: dict[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
