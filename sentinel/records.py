@@ -201,6 +201,10 @@ CommandFate = Literal["accepted", "bad_topic", "bad_payload", "unknown_device", 
 COMMAND_FATES: tuple[CommandFate, ...] = get_args(CommandFate)
 
 
+WebhookFate = Literal["delivered", "retried", "overfull", "refused", "expired", "gone", "stopped"]
+WEBHOOK_FATES: tuple[WebhookFate, ...] = get_args(WebhookFate)
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """An operator's word on a device's alerts, an input of the stream.

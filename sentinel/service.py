@@ -37,6 +37,7 @@ from sentinel.adapters.sinks import (
     status_topic,
 )
 from sentinel.adapters.sinks.home_assistant import ONLINE, HomeAssistant, Scores
+from sentinel.adapters.sinks.webhook import Webhook
 from sentinel.adapters.store import AnyStore, Row, SnapshotReport, SnapshotWriter, Store
 from sentinel.errors import ConfigError, ModelError, SentinelError, StoreError, Unavailable
 from sentinel.learner import Learner
@@ -115,6 +116,10 @@ class Service:
         self.pipeline = Pipeline(specs, self.prefix)
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry, list(self.pipeline.profiles), settings.http.max_device_series, clock)
+        self.webhooks = [
+            Webhook(given.url, given.key(at), given.context(at), self.metrics.webhook)
+            for at, given in enumerate(settings.webhooks)
+        ]
         http = settings.http
         self.http = HttpServer(
             http.host,
@@ -206,6 +211,8 @@ class Service:
             own.append(command_filter(self.prefix))
         if self.home is not None:
             own.append(self.home.status_topic)
+        for webhook in self.webhooks:
+            webhook.start()
         self.broker.start([*filters, *own])
 
     def stop(self) -> None:
@@ -235,6 +242,8 @@ class Service:
         if self._restored:
             self._snapshot()
             self._writer.wait(left())
+        for webhook in self.webhooks:
+            webhook.close(min(left(), 2.0))
         self.broker.close(min(left(), 1.0))
         self.http.stop(min(left(), 1.0))
         self.store.close()
@@ -372,6 +381,8 @@ class Service:
         self.sink.emit(transitions)
         if self.home is not None:
             self.home.emit(transitions)
+        for webhook in self.webhooks:
+            webhook.emit(transitions)
 
     def _command(self, message: Message) -> list[Command]:
         """The command in a message, if it can be done. Counts it and writes it down, whatever becomes of it."""
@@ -631,6 +642,7 @@ class Service:
                 "failure": learner.failure,
             }
         metrics.set_devices(view)
+        metrics.webhooks_waiting(sum(map(len, self.webhooks)))
         if self.home is not None and broker.connected:
             self.home.report(scores, now)
         report = self._writer.report

@@ -6,6 +6,7 @@ program (durations, budgets, sizes) carries a `Text`, which reads, writes and de
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import math
 import ssl
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, PrivateAttr, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -26,6 +28,7 @@ from sentinel.settings import files, values
 _PROFILE = ProfileSpec(name="")
 _CHANNEL = Channel(name="")
 _ONE_PER_TOPIC_WINDOW = 1.0
+_LEAST_KEY, _LONGEST_KEY = 24, 64  # bytes
 _LEAST_TICKS_PER_ALERT = 150  # twice the 75 ticks after an alert's start in which no other is counted
 
 
@@ -121,6 +124,24 @@ def _prefix(value: object) -> str:
     if isinstance(value, str) and value and not set(value) & set("+#\0") and value[0] not in "/$" and value[-1] != "/":
         return value
     raise ValueError('must be a topic without wildcards such as "sentinel" or "site/sentinel"')
+
+
+def _url(value: object) -> str:
+    if isinstance(value, str) and value.isascii() and value.isprintable() and " " not in value:
+        try:
+            parts = urlsplit(value)
+            fine = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0 and not parts.fragment
+        except ValueError:
+            fine = False
+        if fine and "@" not in parts.netloc:
+            return value
+    raise ValueError('must be an address such as "https://example.org/alerts", without a user name or a password')
+
+
+def _tables(value: object) -> object:
+    if isinstance(value, list | tuple):
+        return value
+    raise ValueError("must be a list of tables")
 
 
 def _number(value: object) -> object:
@@ -251,6 +272,35 @@ class HomeAssistantSettings(Table):
     prefix: Annotated[str, Text("text", "a topic without wildcards", _prefix)] = Field(
         default="homeassistant", description="first levels of Home Assistant's discovery topics"
     )
+
+
+class WebhookSettings(Table):
+    url: Annotated[str, Text("URL", 'an address such as "https://example.org/alerts"', _url)] = Field(
+        description="address that each transition of an alert is posted to"
+    )
+    secret_file: Path | None = Field(
+        default=None,
+        description="file of the secret that signs the messages: whsec_ and base64; left out: they are not signed",
+    )
+    ca: Path | None = Field(default=None, description="file of certificate authorities; left out: the system's")
+
+    def key(self, at: int) -> bytes | None:
+        """What `secret_file` holds; `at`: place of this webhook in the list. Raises FileProblem."""
+        name = ("webhooks", at, "secret_file")
+        if self.secret_file is None or (text := files.secret(name, self.secret_file)) is None:
+            return None
+        try:
+            key = base64.b64decode(text.removeprefix("whsec_"), validate=True)
+        except ValueError:
+            key = b""
+        if not _LEAST_KEY <= len(key) <= _LONGEST_KEY:
+            why = "must hold whsec_ and 24 to 64 bytes in base64: echo whsec_$(openssl rand -base64 32)"
+            raise files.FileProblem(name, self.secret_file, why)
+        return key
+
+    def context(self, at: int) -> ssl.SSLContext:
+        """For connections to the receiver. Raises FileProblem."""
+        return files.client_context(("webhooks", at), self.ca, None, None)
 
 
 class TimeSettings(Table):
@@ -468,6 +518,9 @@ class Settings(BaseSettings):
     home_assistant: HomeAssistantSettings | None = Field(
         default=None, description="left out: off; {}: each device is shown in Home Assistant"
     )
+    webhooks: Annotated[
+        tuple[WebhookSettings, ...], Text("list of tables", "a list of tables [[webhooks]]", _tables, list)
+    ] = Field(default=(), description="addresses that alerts are posted to")
     profiles: dict[str, ProfileSettings] = Field(default={}, description="classes of like devices")
 
     _origins: dict[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
@@ -535,6 +588,10 @@ class Settings(BaseSettings):
             )
         if asks and http.tls is None and not _is_loopback(http.host):
             found.append("http.token_file or http.password_file without http.tls: secrets cross the network in clear")
+        for at, webhook in enumerate(self.webhooks):
+            parts = urlsplit(webhook.url)
+            if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
+                found.append(f"webhooks[{at}].url without https: alerts cross the network in clear")
         if mqtt.qos == 0 and self.store.durability == "journal":
             found.append("mqtt.qos = 0: the broker may lose readings before they reach the journal")
         if not self.profiles:
