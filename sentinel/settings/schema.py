@@ -138,6 +138,14 @@ def _url(value: object) -> str:
     raise ValueError('must be an address such as "https://example.org/alerts", without a user name or a password')
 
 
+def _maintenance(value: object) -> tuple[object, ...]:
+    if isinstance(value, list | tuple):
+        for each in value:
+            values.parse_maintenance(each)
+        return tuple(value)
+    raise ValueError('must be a list of times such as ["sat 02:00-04:00"]')
+
+
 def _tables(value: object) -> object:
     if isinstance(value, list | tuple):
         return value
@@ -433,6 +441,14 @@ class ProfileSettings(Table):
     )
     min_ticks: Whole = Field(default=_PROFILE.min_ticks, ge=1, description="anomalous ticks before an alert fires")
     quiet_ticks: Whole = Field(default=_PROFILE.quiet_ticks, ge=1, description="quiet ticks before an alert resolves")
+    timezone: Annotated[str, Text("time zone", values.TIMEZONE, values.parse_timezone)] = Field(
+        default=_PROFILE.timezone, description="zone of the clock in messages and in maintenance"
+    )
+    maintenance: Annotated[tuple[str, ...], Text("list of times", values.MAINTENANCE, _maintenance, list)] = Field(
+        default=(),
+        description='times at which alerts are shelved: weekly ("sat 02:00-04:00", "mon-fri 22:00-06:00", '
+        '"daily 00:00-24:00") or once ("2026-12-24T18:00/2026-12-27T06:00")',
+    )
     learn: Literal["online", "once", "never"] = Field(
         default=_PROFILE.learn,
         description="online: retrain as readings come; once: train once; never: use `sentinel train`",
@@ -494,6 +510,8 @@ class ProfileSettings(Table):
             device_ttl=self.device_ttl,
             min_ticks=self.min_ticks,
             quiet_ticks=self.quiet_ticks,
+            timezone=self.timezone,
+            maintenance=tuple(values.parse_maintenance(each, self.timezone) for each in self.maintenance),
             learn=self.learn,
             learn_after=self.learn_after,
             model=ModelSpec(**self.model.model_dump(exclude={"device"})),

@@ -62,6 +62,8 @@ _FREE: dict[str, Any] = {  # settings that a running stream can change, but for 
         "device_ttl",
         "min_ticks",
         "quiet_ticks",
+        "timezone",
+        "maintenance",
         "learn",
         "learn_after",
     )
@@ -184,7 +186,7 @@ class ProfileStream:
             (waits is not None and waits <= now)
             or bool(self.book.recent)
             or FLEET in self.book.open
-            or bool(self.book.open and any(e.state == "shelved" for d in self.book.open.values() for e in d.values()))
+            or self.book.is_due(now)
             or bool(self._newly_silent(now).any())
             or bool((table.used & (now - table.last_seen > self.spec.device_ttl)).any())
         )
