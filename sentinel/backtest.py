@@ -3,7 +3,7 @@
 Axes: T rows of all recordings together, F channels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from sentinel.model.learn import MOST_TICKS, Learned, Series, learn, next_learni
 from sentinel.model.score import Detector
 from sentinel.records import Alert, Bools, Channel, EventTime, Floats, Ints, ProfileSpec, Readings, Transition
 from sentinel.stream.alerts import AlertBook
+from sentinel.stream.maintenance import ends
 from sentinel.stream.pipeline import Outcome, ProfileStream, Ticks
 
 CHUNK = 2048  # rows absorbed at once; no outcome depends on it
@@ -446,13 +447,22 @@ class Backtest:
         for segment in self._segments(rows) if relearn is not None else [rows]:
             if done and relearn is not None:
                 self._adopt(relearn)
-            for part in self._abreast(segment):
+            for part in self._by_calendar(self._abreast(segment)):
                 done += len(part)
                 outcome, _ = self.stream.absorb(self._readings(part), float(self.time[part].max()))
                 self._history += [ticks.batch.message for ticks in outcome.ticks] if result is None or relearn else []
                 if result is not None:
                     self._progress("scoring", done / len(rows))
                     self._note(result, outcome)
+
+    def _by_calendar(self, parts: Iterable[Ints]) -> Iterator[Ints]:
+        """Cut where maintenance begins or ends: the time of a part is that of each of its rows, as for its alerts."""
+        for part in parts:
+            if not self.spec.maintenance:
+                yield part
+                continue
+            over = [ends(self.spec.maintenance, self.spec.timezone, time) or 0.0 for time in self.time[part].tolist()]
+            yield from np.split(part, np.flatnonzero(np.diff(over)) + 1)
 
     def _segments(self, rows: Ints) -> Iterator[Ints]:
         """Rows to absorb before each new learning: until there are `GROWTH` times as many ticks as at the last.

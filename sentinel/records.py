@@ -119,6 +119,21 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Maintenance:
+    """A time in which a profile's alerts are shelved.
+
+    Attributes:
+        days: weekdays on which it begins, every week, 0 for Monday; empty: it is once.
+        begin, end: seconds since midnight by the profile's clock; an `end` up to `begin` is on the next day.
+            Of one that is once: seconds since the epoch.
+    """
+
+    days: tuple[int, ...]
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
 class ProfileSpec:
     """All that the stream must know of a profile.
 
@@ -134,6 +149,7 @@ class ProfileSpec:
         align_window: event-time seconds in which messages of one device become one tick.
         device_ttl: receive-time seconds after which an unheard device is forgotten.
         min_ticks, quiet_ticks: an alert fires after / resolves after so many ticks.
+        timezone: IANA name of the zone that the clocks in messages and `maintenance` show.
         learn_after: ticks a device before the profile is trained.
         device: where the model runs.
     """
@@ -154,6 +170,8 @@ class ProfileSpec:
     device_ttl: float = 30 * 86400.0
     min_ticks: int = 1
     quiet_ticks: int = 15
+    timezone: str = "UTC"
+    maintenance: tuple[Maintenance, ...] = ()
     learn: Literal["online", "once", "never"] = "online"
     learn_after: int = 600
     model: ModelSpec = field(default_factory=ModelSpec)
@@ -167,6 +185,9 @@ class ProfileSpec:
             "channels": channels and tuple(Channel(**(c | {"path": tuple(c["path"])})) for c in channels),
             "time": time and EventTime(tuple(time["path"]), time["unit"]),
             "device_path": tuple(raw["device_path"]),
+            "maintenance": tuple(
+                Maintenance(tuple(m["days"]), m["begin"], m["end"]) for m in raw.get("maintenance", ())
+            ),
             "model": ModelSpec(**(raw["model"] | {"horizons": tuple(raw["model"]["horizons"])})),
         }
         return cls(**(dict(raw) | nested))
@@ -205,6 +226,10 @@ CommandVerb = Literal["acknowledge", "shelve", "normal", "forget"]
 COMMAND_VERBS: tuple[CommandVerb, ...] = get_args(CommandVerb)
 CommandFate = Literal["accepted", "bad_topic", "bad_payload", "unknown_device", "retained", "rate_limited", "off"]
 COMMAND_FATES: tuple[CommandFate, ...] = get_args(CommandFate)
+
+
+WebhookFate = Literal["delivered", "retried", "overfull", "refused", "expired", "gone", "stopped"]
+WEBHOOK_FATES: tuple[WebhookFate, ...] = get_args(WebhookFate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +330,7 @@ class Alert:
         ended: of a resolved alert, its last anomalous tick; the quiet time after it is not counted.
         score: highest score so far; None for rules.
         ticks: anomalous ticks so far.
-        fired: when it fired, `fired - started` after the episode began; None: not yet, or never.
+        fired: when it fired, `fired - started` after the episode began; None: not yet, or never, or untold in maintenance.
 
     `started`, `updated`, `ended` and `fired` are event times (receive times for silence, storm and system).
     """

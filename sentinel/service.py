@@ -37,6 +37,8 @@ from sentinel.adapters.sinks import (
     parse_command,
     status_topic,
 )
+from sentinel.adapters.sinks.home_assistant import ONLINE, HomeAssistant, Scores
+from sentinel.adapters.sinks.webhook import Webhook
 from sentinel.adapters.store import AnyStore, Row, SnapshotReport, SnapshotWriter, Store
 from sentinel.errors import ConfigError, ModelError, SentinelError, StoreError, Unavailable
 from sentinel.learner import Learner
@@ -107,6 +109,8 @@ class Service:
         self.prefix = settings.mqtt.prefix
         self.broker = broker if broker is not None else self._make_broker()
         self.sink = AlertSink(self.broker.publish, self.prefix)
+        asked_for = settings.home_assistant
+        self.home = HomeAssistant(self.broker.publish, self.prefix, asked_for.prefix) if asked_for else None
         specs = settings.specs()
         if not torch.cuda.is_available() and (asked := [s.name for s in specs if s.device == "cuda"]):
             problem = 'model.device = "cuda": no CUDA device is there; use "auto" or "cpu"'
@@ -114,6 +118,10 @@ class Service:
         self.pipeline = Pipeline(specs, self.prefix)
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry, list(self.pipeline.profiles), settings.http.max_device_series, clock)
+        self.webhooks = [
+            Webhook(given.url, given.key(at), given.context(at), self.metrics.webhook)
+            for at, given in enumerate(settings.webhooks)
+        ]
         http = settings.http
         access = Access(http.token(), http.username, http.password())
         words: dict[str, Callable[..., str]] = {"quantity": quantity, "duration": duration}
@@ -211,6 +219,10 @@ class Service:
         own = [alerts_filter(self.prefix)]
         if self.settings.mqtt.commands:
             own.append(command_filter(self.prefix))
+        if self.home is not None:
+            own.append(self.home.status_topic)
+        for webhook in self.webhooks:
+            webhook.start()
         self.broker.start([*filters, *own])
 
     def stop(self) -> None:
@@ -240,6 +252,8 @@ class Service:
         if self._restored:
             self._snapshot()
             self._writer.wait(left())
+        for webhook in self.webhooks:
+            webhook.close(min(left(), 2.0))
         self.broker.close(min(left(), 1.0))
         self.page.close()
         self.http.stop(min(left(), 1.0))
@@ -309,7 +323,10 @@ class Service:
         given: list[Message] = []
         commands = [*asked]
         for message in messages:
-            if not own(message.topic):
+            if self.home is not None and self.home.is_own(message.topic):
+                if message.topic == self.home.status_topic and message.payload == ONLINE:
+                    self.home.again()
+            elif not own(message.topic):
                 given.append(message)
             elif is_command(self.prefix, message.topic):
                 commands += self._command(message)
@@ -367,7 +384,7 @@ class Service:
         self.window.took_alerts(transitions)
         latencies = []
         for transition, arrived in zip(transitions, arrivals, strict=True):
-            self.sink.emit([transition])
+            self._emit([transition])
             alert = transition.alert
             if transition.fires:
                 self.metrics.alerts_started(alert.profile, alert.kind)
@@ -378,6 +395,14 @@ class Service:
             self.broker.drain(0.0, 0, 0)  # hands them to the socket
             done = time.perf_counter()
             self.metrics.publish_to_alert(done - arrived for arrived in latencies)
+
+    def _emit(self, transitions: Sequence[Transition]) -> None:
+        """One record, every sink."""
+        self.sink.emit(transitions)
+        if self.home is not None:
+            self.home.emit(transitions)
+        for webhook in self.webhooks:
+            webhook.emit(transitions)
 
     def _command(self, message: Message) -> list[Command]:
         """The command in a message, if it can be done."""
@@ -438,11 +463,15 @@ class Service:
             self._listening_since = math.inf
         elif self._epoch != self.broker.epoch or math.isinf(self._listening_since):
             self._epoch, self._listening_since, self._status = self.broker.epoch, now, b""
+            if self.home is not None:
+                self.home.greet()
             for stream in self._streams():
                 for device in stream.book.open:
                     retained = stream.book.retained(device)
                     if retained is not None:
                         self.sink.renew(retained)
+                        if self.home is not None:
+                            self.home.renew(retained)
         for stream in self._streams():
             stream.listening_since = self._listening_since
 
@@ -498,6 +527,9 @@ class Service:
     def _forget(self, name: str, outcome: Outcome) -> None:
         """Devices that are gone leave the next snapshot too."""
         self._forgotten += [(name, device) for device in outcome.forgotten]
+        if self.home is not None:
+            for device in outcome.forgotten:
+                self.home.forget(name, device)
 
     def _timers(self, now: float) -> None:
         due = {name: stream for name, stream in self.pipeline.profiles.items() if stream.timer_due(now)}
@@ -614,7 +646,7 @@ class Service:
             self._deaf_reason = reason
             if reason:
                 log.warning("broker", reason=reason)
-        view = {}
+        view, scores = {}, {}
         rows: list[ProfileRows] = []
         profiles: dict[str, Any] = {}
         for name, stream in self.pipeline.profiles.items():
@@ -634,6 +666,7 @@ class Service:
                 stream.table.open[slots].copy(),
                 stream.table.last_seen[slots],
             )
+            scores[name] = Scores(view[name].device, view[name].score, stream.table.silent[slots])
             learner = self._learners[name]
             profiles[name] = {
                 "stage": "scoring" if stream.detector is not None else learner.stage,
@@ -649,6 +682,9 @@ class Service:
             rows.append(ProfileRows(name, seen.device, states_of, seen.score, seen.last_seen, profiles[name]))
         metrics.set_devices(view)
         self.window.show(rows, now)
+        metrics.webhooks_waiting(sum(map(len, self.webhooks)))
+        if self.home is not None and broker.connected:
+            self.home.report(scores, now)
         report = self._writer.report
         reason = self._store_error or (f"snapshot: {report.error}" if report is not None and report.error else "")
         status = orjson.dumps(
@@ -794,7 +830,7 @@ class Service:
         """What a replayed turn did: the crash may have come before its alerts were out. Id and seq tell what came twice."""
         self._forget(name, outcome)
         self.window.took_alerts(outcome.transitions)
-        self.sink.emit(outcome.transitions)
+        self._emit(outcome.transitions)
 
     def _adopt_trained(self) -> None:
         """A model that `sentinel train` left for a profile, newer than what it runs, is taken up."""

@@ -233,7 +233,7 @@ class TestTheFile:
 
     def test_the_complete_example_names_every_key_and_its_default(self) -> None:
         text = (ROOT / "config" / "sentinel.toml").read_text()
-        text = re.sub(r'(?m)^# (?=\[(?:mqtt|http)\.tls\]|[a-z_]+ = ["\d{])', "", text)
+        text = re.sub(r'(?m)^# (?=\[{1,2}[a-z_.]+\]|[a-z_]+ = ["\d{])', "", text)
         example = tomllib.loads(text)
         for row in settings_reference():
             value: object = example
@@ -245,7 +245,7 @@ class TestTheFile:
                     assert isinstance(value, dict), row.key
                     assert part in value, row.key
                     value = value[part]
-            examples = {"profiles.NAME.channels", "profiles.NAME.silence_after", "store.path"}
+            examples = {"profiles.NAME.channels", "profiles.NAME.silence_after", "store.path", "webhooks"}
             if row.default not in {"", '""', "required"} and row.key not in examples and "[]" not in row.key:
                 assert value == tomllib.loads(f"x = {row.default}")["x"], row.key
 
@@ -358,7 +358,7 @@ REFUSED_KEYS = {
     '[mqtt]\npassword = "hunter2"': "s.toml:2: mqtt.password: unknown key; did you mean mqtt.password_file?",
     "[mqqt]\nport = 1": "s.toml:1: mqqt: unknown key; did you mean mqtt?",
     "keepalive = 5": "s.toml:1: keepalive: unknown key; did you mean mqtt.keepalive?",
-    '_env_file = "x"': "s.toml:1: _env_file: unknown key; known here: mqtt, http, store, profiles",
+    '_env_file = "x"': "s.toml:1: _env_file: unknown key; known here: mqtt, http, store, home_assistant, webhooks, profiles",
     "[http]\nzzz = 1": "s.toml:2: http.zzz: unknown key; known here: host, port, "
     "token_file, username, password_file, tls, max_device_series",
     TOPIC + 'budget = "1/day"': "s.toml:3: profiles.pump.budget: unknown key; did you mean profiles.pump.alert_budget?",
@@ -819,11 +819,12 @@ class TestReference:
     def test_every_key_has_a_row_with_a_description(self) -> None:
         rows = {row.key: row for row in settings_reference()}
         leaves = {
-            ".".join(pattern).replace("profiles.*", "profiles.NAME").replace("channels.*", "channels[]")
+            ".".join(pattern).replace("profiles.*", "profiles.NAME").replace(".*", "[]")
             for pattern in FIELDS
             if not any(other[: len(pattern)] == pattern and other != pattern for other in FIELDS)
         }
         tables = {"mqtt.tls", "http.tls", "profiles.NAME.channels", "profiles.NAME.time", "profiles.NAME.device"}
+        tables |= {"home_assistant", "webhooks"}
         assert set(rows) == leaves | tables
         assert all(row.description and row.type for row in rows.values())
         assert rows["mqtt.port"] == ("mqtt.port", "whole number from 1 to 65535", "1883", "the broker's port")

@@ -23,6 +23,7 @@ from sentinel.records import (
     COMMAND_FATES,
     DEVICE_STATES,
     FATES,
+    WEBHOOK_FATES,
     AlertKind,
     Bools,
     CommandFate,
@@ -30,6 +31,7 @@ from sentinel.records import (
     Fate,
     Floats,
     Ints,
+    WebhookFate,
 )
 
 Stage = Literal["score", "journal", "publish"]
@@ -232,6 +234,18 @@ PUBLISHES_DROPPED = Metric(
     "counter",
     "sentinel_publishes_dropped_total",
     "Own publishes (alerts, events, status) given up. Growing: the broker is away too long, or refuses the topics.",
+)
+WEBHOOK_MESSAGES = Metric(
+    "counter",
+    "sentinel_webhook_messages_total",
+    "Messages to webhooks, by what became of them; retried: attempts after the first. "
+    "Any outcome but delivered growing: the log has the reason; look at the receiver.",
+    {"outcome": WEBHOOK_FATES},
+)
+WEBHOOK_WAITING = Metric(
+    "gauge",
+    "sentinel_webhook_waiting",
+    "Messages that wait for webhooks, each of which holds 1000. Growing: a receiver is away or too slow; see the log.",
 )
 BROKER_CONNECTED = Metric(
     "gauge",
@@ -491,6 +505,14 @@ class Metrics(Collector):
     def publishes_dropped(self, n: int) -> None:
         """Add own publishes given up."""
         self._counters[PUBLISHES_DROPPED].inc(n)
+
+    def webhook(self, fate: WebhookFate) -> None:
+        """Add a message to a webhook. From any thread."""
+        self._counters[WEBHOOK_MESSAGES].labels(fate).inc()
+
+    def webhooks_waiting(self, n: int) -> None:
+        """Set how many messages wait for webhooks."""
+        self._gauges[WEBHOOK_WAITING].set(n)
 
     def broker_connected(self, connected: bool) -> None:
         """Set whether the broker is connected."""

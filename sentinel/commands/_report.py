@@ -18,7 +18,8 @@ from sentinel.backtest import Event, Result
 from sentinel.commands._page import packed, page, write
 from sentinel.records import Alert
 from sentinel.settings.values import parse_budget
-from sentinel.stream.alerts import DATED, duration, quantity
+from sentinel.stream.alerts import duration, quantity
+from sentinel.stream.maintenance import DATED
 
 MOST_DEVICES = 50  # with plots; those with the most alerts
 MOST_NUMBERS = 6_000_000  # in all plots, 4 bytes each

@@ -8,8 +8,13 @@ from pathlib import Path
 
 from sentinel.errors import ConfigError
 
-Key = tuple[str, ...]
+Key = tuple[str | int, ...]
 LONGEST_SECRET = 4096  # characters
+
+
+def dotted(key: Key) -> str:
+    """A key as people write it: "webhooks[0].url"."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key).removeprefix(".")
 
 
 class FileProblem(ConfigError):
@@ -20,7 +25,7 @@ class FileProblem(ConfigError):
     """
 
     def __init__(self, key: Key, path: Path, reason: str) -> None:
-        super().__init__([f"{'.'.join(key)} = {json.dumps(str(path), ensure_ascii=False)}: {reason}"])
+        super().__init__([f"{dotted(key)} = {json.dumps(str(path), ensure_ascii=False)}: {reason}"])
         self.key = key
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,10 @@ from pydantic_settings import EnvSettingsSource
 
 from sentinel.errors import ConfigError
 from sentinel.settings import values
-from sentinel.settings.files import FileProblem
+from sentinel.settings.files import FileProblem, Key, dotted
 from sentinel.settings.reference import FIELDS, allowed, holds_path
 from sentinel.settings.schema import Settings
 
-Key = tuple[str | int, ...]
 Origins = dict[Key, str]
 
 _PREFIX = "SENTINEL_"
@@ -35,6 +35,7 @@ _CREDENTIALS = {
 _MAY_END = re.compile(r"""([\]}]|\"{3}|'{3})\s*(#.*)?$""")  # the last line of a value over several lines
 _ELEMENTS = {
     ("profiles", "*"): "a table with at least a topic",
+    ("webhooks", "*"): "a table with a url",
     ("profiles", "*", "channels", "*"): 'a name or a table such as { name = "flow", unit = "m3/h" }',
 }
 
@@ -276,13 +277,18 @@ def _resolve(data: dict[str, Any], base: Path, origins: Origins) -> list[str]:
     for pattern, field in FIELDS.items():
         if not holds_path(field):
             continue
-        *tables, name = pattern
-        table: Any = data
+        *above, name = pattern
+        tables: list[Any] = [data]
         default = None if field.is_required() else field.default
-        for key in tables:
-            if isinstance(table, dict):
-                table = table.setdefault(key, {}) if default is not None else table.get(key)
-        if isinstance(table, dict):
+        for key in above:
+            if key == "*":
+                tables = [element for table in tables if isinstance(table, list | tuple) for element in table]
+            else:
+                tables = [table for table in tables if isinstance(table, dict)]
+                tables = [t.setdefault(key, {}) if default is not None else t.get(key) for t in tables]
+        for table in tables:
+            if not isinstance(table, dict):
+                continue
             if default is not None:
                 table.setdefault(name, str(default))
             if isinstance(table.get(name), str):
@@ -290,7 +296,7 @@ def _resolve(data: dict[str, Any], base: Path, origins: Origins) -> list[str]:
                     table[name] = str((base / Path(table[name]).expanduser()).resolve())
                 except (ValueError, RuntimeError, OSError) as error:  # a NUL, a user who is not there, a loop of links
                     place = _nearest(origins, pattern)
-                    problems.append(f"{place}: {_dotted(pattern)} = {_shown(table[name])}: {error}")
+                    problems.append(f"{place}: {dotted(pattern)} = {_shown(table[name])}: {error}")
                     del table[name]
     return problems
 
@@ -299,10 +305,6 @@ def _pattern(key: Key) -> tuple[str, ...]:
     return tuple(
         "*" if isinstance(part, int) or (at == 1 and key[0] == "profiles") else part for at, part in enumerate(key)
     )
-
-
-def _dotted(key: Key) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key).removeprefix(".")
 
 
 def _shown(value: object) -> str:
@@ -324,12 +326,12 @@ def _problem(error: ErrorDetails, origins: Origins, in_file: list[str]) -> str:
             close = difflib.get_close_matches(str(key[1]), in_file, 1)
             hint = f'did you mean "{close[0]}"?' if close else f"known: {', '.join(in_file)}"
             return f'{place}: no profile "{key[1]}" in the file; {hint}'
-        return f"{place}: {_dotted(key)} is missing: must be {allowed(FIELDS[pattern])}"
+        return f"{place}: {dotted(key)} is missing: must be {allowed(FIELDS[pattern])}"
     if isinstance(error["input"], dict) and reason is not None:
-        return f"{place}: {_dotted(key)}: {reason}"
+        return f"{place}: {dotted(key)}: {reason}"
     if reason is None:
         reason = f"must be {_ELEMENTS.get(pattern) or allowed(FIELDS[pattern])}"
-    return f"{place}: {_dotted(key)} = {_shown(error['input'])}: {reason}"
+    return f"{place}: {dotted(key)} = {_shown(error['input'])}: {reason}"
 
 
 def _unknown(key: Key, origins: Origins) -> str:
@@ -338,12 +340,12 @@ def _unknown(key: Key, origins: Origins) -> str:
     close = difflib.get_close_matches(name, siblings, 1)
     elsewhere = [".".join(pattern).replace("*", "NAME") for pattern in FIELDS if pattern[-1] == name]
     if close:
-        hint = f"did you mean {_dotted((*key[:-1], close[0]))}?"
+        hint = f"did you mean {dotted((*key[:-1], close[0]))}?"
     elif elsewhere:
         hint = f"did you mean {elsewhere[0]}?"
     else:
         hint = f"known here: {', '.join(siblings)}"
-    return f"{_nearest(origins, key)}: {_dotted(key)}: unknown key; {hint}"
+    return f"{_nearest(origins, key)}: {dotted(key)}: unknown key; {hint}"
 
 
 def _profile_problems(data: dict[str, Any], origins: Origins) -> list[str]:
@@ -364,8 +366,8 @@ def _profile_problems(data: dict[str, Any], origins: Origins) -> list[str]:
     for one, other in combinations(topics, 2):
         if values.filters_overlap(values.topic_filter(topics[one]), values.topic_filter(topics[other])):
             problems.append(
-                f"{_nearest(origins, other)}: {_dotted(other)} = {_shown(topics[other])}: must not overlap "
-                f"{_dotted(one)} = {_shown(topics[one])} ({_nearest(origins, one)}): "
+                f"{_nearest(origins, other)}: {dotted(other)} = {_shown(topics[other])}: must not overlap "
+                f"{dotted(one)} = {_shown(topics[one])} ({_nearest(origins, one)}): "
                 "a topic belongs to one profile"
             )
     mqtt = data.get("mqtt")
@@ -373,7 +375,7 @@ def _profile_problems(data: dict[str, Any], origins: Origins) -> list[str]:
     for key, topic in topics.items():
         if topic == prefix or topic.startswith(f"{prefix}/"):
             problems.append(
-                f"{_nearest(origins, key)}: {_dotted(key)} = {_shown(topic)}: must not lie under "
+                f"{_nearest(origins, key)}: {dotted(key)} = {_shown(topic)}: must not lie under "
                 f"mqtt.prefix = {_shown(prefix)}: what Sentinel publishes is never its input"
             )
     return problems
@@ -384,6 +386,8 @@ def _file_problems(settings: Settings) -> list[str]:
     mqtt, http, problems = settings.mqtt, settings.http, []
     readers: list[Callable[[], object]] = [mqtt.password, http.token, http.password]
     readers += [tls.context for tls in (mqtt.tls, http.tls) if tls is not None]
+    for at, webhook in enumerate(settings.webhooks):
+        readers += [partial(webhook.key, at), partial(webhook.context, at)]
     for read in readers:
         try:
             read()

@@ -122,7 +122,7 @@ def settings_reference() -> list[SettingRow]:
     """One row for each key that takes a value, in the order of the schema."""
     rows = []
     for pattern, field in FIELDS.items():
-        key = ".".join(pattern).replace("profiles.*", "profiles.NAME").replace("channels.*", "channels[]")
+        key = ".".join(pattern).replace("profiles.*", "profiles.NAME").replace(".*", "[]")
         table, _ = _table(field.annotation)
         if table is None or _text(field) or (not field.is_required() and field.default is None):
             rows.append(SettingRow(key, _type(field), _default(field), field.description or ""))

@@ -6,6 +6,7 @@ program (durations, budgets, sizes) carries a `Text`, which reads, writes and de
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import math
 import ssl
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, PrivateAttr, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -26,6 +28,7 @@ from sentinel.settings import files, values
 _PROFILE = ProfileSpec(name="")
 _CHANNEL = Channel(name="")
 _ONE_PER_TOPIC_WINDOW = 1.0
+_LEAST_KEY, _LONGEST_KEY = 24, 64  # bytes
 _LEAST_TICKS_PER_ALERT = 150  # twice the 75 ticks after an alert's start in which no other is counted
 
 
@@ -121,6 +124,32 @@ def _prefix(value: object) -> str:
     if isinstance(value, str) and value and not set(value) & set("+#\0") and value[0] not in "/$" and value[-1] != "/":
         return value
     raise ValueError('must be a topic without wildcards such as "sentinel" or "site/sentinel"')
+
+
+def _url(value: object) -> str:
+    if isinstance(value, str) and value.isascii() and value.isprintable() and " " not in value:
+        try:
+            parts = urlsplit(value)
+            fine = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0 and not parts.fragment
+        except ValueError:
+            fine = False
+        if fine and "@" not in parts.netloc:
+            return value
+    raise ValueError('must be an address such as "https://example.org/alerts", without a user name or a password')
+
+
+def _maintenance(value: object) -> tuple[object, ...]:
+    if isinstance(value, list | tuple):
+        for each in value:
+            values.parse_maintenance(each)
+        return tuple(value)
+    raise ValueError('must be a list of times such as ["sat 02:00-04:00"]')
+
+
+def _tables(value: object) -> object:
+    if isinstance(value, list | tuple):
+        return value
+    raise ValueError("must be a list of tables")
 
 
 def _number(value: object) -> object:
@@ -248,6 +277,43 @@ class StoreSettings(Table):
         default=4 << 30, description="size at which the journal's oldest readings go"
     )
     max_age: Duration = Field(default=90 * 86400.0, description="age at which the journal's readings go")
+
+
+class HomeAssistantSettings(Table):
+    """An empty table turns it on."""
+
+    prefix: Annotated[str, Text("text", "a topic without wildcards", _prefix)] = Field(
+        default="homeassistant", description="first levels of Home Assistant's discovery topics"
+    )
+
+
+class WebhookSettings(Table):
+    url: Annotated[str, Text("URL", 'an address such as "https://example.org/alerts"', _url)] = Field(
+        description="address that each transition of an alert is posted to"
+    )
+    secret_file: Path | None = Field(
+        default=None,
+        description="file of the secret that signs the messages: whsec_ and base64; left out: they are not signed",
+    )
+    ca: Path | None = Field(default=None, description="file of certificate authorities; left out: the system's")
+
+    def key(self, at: int) -> bytes | None:
+        """What `secret_file` holds; `at`: place of this webhook in the list. Raises FileProblem."""
+        name = ("webhooks", at, "secret_file")
+        if self.secret_file is None or (text := files.secret(name, self.secret_file)) is None:
+            return None
+        try:
+            key = base64.b64decode(text.removeprefix("whsec_"), validate=True)
+        except ValueError:
+            key = b""
+        if not _LEAST_KEY <= len(key) <= _LONGEST_KEY:
+            why = "must hold whsec_ and 24 to 64 bytes in base64: echo whsec_$(openssl rand -base64 32)"
+            raise files.FileProblem(name, self.secret_file, why)
+        return key
+
+    def context(self, at: int) -> ssl.SSLContext:
+        """For connections to the receiver. Raises FileProblem."""
+        return files.client_context(("webhooks", at), self.ca, None, None)
 
 
 class TimeSettings(Table):
@@ -380,6 +446,14 @@ class ProfileSettings(Table):
     )
     min_ticks: Whole = Field(default=_PROFILE.min_ticks, ge=1, description="anomalous ticks before an alert fires")
     quiet_ticks: Whole = Field(default=_PROFILE.quiet_ticks, ge=1, description="quiet ticks before an alert resolves")
+    timezone: Annotated[str, Text("time zone", values.TIMEZONE, values.parse_timezone)] = Field(
+        default=_PROFILE.timezone, description="zone of the clock in messages and in maintenance"
+    )
+    maintenance: Annotated[tuple[str, ...], Text("list of times", values.MAINTENANCE, _maintenance, list)] = Field(
+        default=(),
+        description='times at which alerts are shelved: weekly ("sat 02:00-04:00", "mon-fri 22:00-06:00", '
+        '"daily 00:00-24:00") or once ("2026-12-24T18:00/2026-12-27T06:00")',
+    )
     learn: Literal["online", "once", "never"] = Field(
         default=_PROFILE.learn,
         description="online: retrain as readings come; once: train once; never: use `sentinel train`",
@@ -441,6 +515,8 @@ class ProfileSettings(Table):
             device_ttl=self.device_ttl,
             min_ticks=self.min_ticks,
             quiet_ticks=self.quiet_ticks,
+            timezone=self.timezone,
+            maintenance=tuple(values.parse_maintenance(each, self.timezone) for each in self.maintenance),
             learn=self.learn,
             learn_after=self.learn_after,
             model=ModelSpec(**self.model.model_dump(exclude={"device"})),
@@ -462,6 +538,12 @@ class Settings(BaseSettings):
     mqtt: MqttSettings = Field(default=MqttSettings(), description="the broker")
     http: HttpSettings = Field(default=HttpSettings(), description="metrics and health")
     store: StoreSettings = Field(default=StoreSettings(), description="what outlives the process")
+    home_assistant: HomeAssistantSettings | None = Field(
+        default=None, description="left out: off; {}: each device is shown in Home Assistant"
+    )
+    webhooks: Annotated[
+        tuple[WebhookSettings, ...], Text("list of tables", "a list of tables [[webhooks]]", _tables, list)
+    ] = Field(default=(), description="addresses that alerts are posted to")
     profiles: dict[str, ProfileSettings] = Field(default={}, description="classes of like devices")
 
     _origins: dict[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
@@ -529,6 +611,10 @@ class Settings(BaseSettings):
             )
         if asks and http.tls is None and not _is_loopback(http.host):
             found.append("http.token_file or http.password_file without http.tls: secrets cross the network in clear")
+        for at, webhook in enumerate(self.webhooks):
+            parts = urlsplit(webhook.url)
+            if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
+                found.append(f"webhooks[{at}].url without https: alerts cross the network in clear")
         if mqtt.qos == 0 and self.store.durability == "journal":
             found.append("mqtt.qos = 0: the broker may lose readings before they reach the journal")
         if not self.profiles:

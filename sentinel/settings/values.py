@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import math
 import re
+from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
+
+from sentinel.records import Maintenance
 
 DURATION = 'a duration such as "500ms", "5m", "1h30m", "2d", or a number of seconds'
 BUDGET = 'a number of alerts per device and time such as "1/week", "2/day", "1/month", "3/hour"'
 TOPIC = 'a topic template such as "plant/{device}/telemetry"'
+TIMEZONE = 'the name of a time zone such as "Europe/Berlin"'
+MAINTENANCE = 'a time such as "sat 02:00-04:00", "mon-fri 22:00-06:00" or "2026-12-24T18:00/2026-12-27T06:00"'
 SIZE = 'a size such as "500MB", "4GiB", or a number of bytes'
 
 _SECONDS = {
@@ -44,6 +50,10 @@ _BYTES = {
     "kB": 10**3,
     "B": 1,
 }
+_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_DAY = rf"(?:{'|'.join(_DAYS)})"
+_CLOCK = r"([01]\d|2[0-3]):([0-5]\d)"
+_WEEKLY = re.compile(rf"(daily|{_DAY}(?:[-,]{_DAY})*) {_CLOCK}-(?:{_CLOCK}|24:00)")
 _NUMBER = r"\d+(?:\.\d+)?"
 LONGEST = 400  # characters of a number with its unit
 LARGEST_SIZE = 2**63
@@ -123,6 +133,43 @@ def show_size(size: int) -> str:
     """Text for so many bytes."""
     unit = next(unit for unit, factor in _BYTES.items() if size % factor == 0)
     return f"{size // _BYTES[unit]}{unit}"
+
+
+def parse_timezone(value: object) -> str:
+    """The IANA name of a time zone."""
+    try:
+        if isinstance(value, str):
+            return ZoneInfo(value).key
+    except (KeyError, ValueError, OSError):
+        pass
+    raise ValueError(f"must be {TIMEZONE}")
+
+
+def parse_maintenance(value: object, timezone: str = "UTC") -> Maintenance:
+    """A weekly time such as "sat 02:00-04:00", over midnight where it ends before it begins, or a time from / to."""
+    if isinstance(value, str) and (found := _WEEKLY.fullmatch(value)):
+        days, *clock = found.groups()
+        begin, end = (int(hours or 24) * 3600.0 + int(minutes or 0) * 60.0 for hours, minutes in (clock[:2], clock[2:]))
+        return Maintenance(_days(days), begin, end)
+    if isinstance(value, str) and value.count("/") == 1:
+        try:
+            moments = [datetime.fromisoformat(part) for part in value.split("/")]
+        except ValueError:
+            moments = []
+        times = [(m if m.tzinfo else m.replace(tzinfo=ZoneInfo(timezone))).timestamp() for m in moments]
+        if times and times[0] < times[1]:
+            return Maintenance((), *times)
+        if times:
+            raise ValueError("must end after it begins")
+    raise ValueError(f"must be {MAINTENANCE}")
+
+
+def _days(text: str) -> tuple[int, ...]:
+    found: set[int] = set()
+    for part in ("mon-sun" if text == "daily" else text).split(","):
+        first, *_, last = [_DAYS.index(day) for day in part.split("-")] * 2
+        found |= {day % 7 for day in range(first, last + 1 + 7 * (last < first))}
+    return tuple(sorted(found))
 
 
 def wildcards(template: str) -> tuple[str, ...]:

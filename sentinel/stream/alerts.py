@@ -2,14 +2,14 @@
 
     pending ──min_ticks──► firing ──► acknowledged / shelved ──quiet_ticks──► resolved
 
-Absence of data never resolves an alert: quiet is counted in ticks that came.
+Absence of data never resolves an alert: quiet is counted in ticks that came. Maintenance changes what is told, never what
+is scored: what would fire in it is shelved, and fires when it is over if it is still wrong then.
 """
 
 import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from sentinel.records import (
@@ -22,11 +22,11 @@ from sentinel.records import (
     Severity,
     Transition,
 )
+from sentinel.stream.maintenance import DATED, UNDATED, ends, local
 
 FLEET = "_fleet"
 STORM_SHARE, STORM_LEAST, STORM_WITHIN = 0.5, 10, 60.0
 CRITICAL_SCORE = 2.0
-DATED, UNDATED = 1e8, 2.5e11  # seconds; event times outside are row numbers or the like, and have no clock
 SECOND_NAMED = 0.2  # share from which the second channel is named too
 _OF_NO_TICK = ("silence", "storm", "system")
 _SEVERITY: dict[AlertKind, Severity] = {"stuck": "warning", "gap": "info", "storm": "critical", "system": "critical"}
@@ -56,6 +56,7 @@ class Episode:
     Attributes:
         last: time of its last anomalous tick.
         fired: time at which it fired; None: not yet.
+        told: whether it was told as firing; in maintenance it is not.
         settled: it has lasted so long that its level is taken for normal from there on.
         needed: score that made an alert when it began.
     """
@@ -75,6 +76,7 @@ class Episode:
     shelved_until: float = 0.0
     detail: str = ""
     fired: float | None = None
+    told: bool = False
     settled: bool = False
     needed: float = 1.0
 
@@ -174,20 +176,24 @@ class AlertBook:
         return out
 
     def due(self, now: float) -> list[Transition]:
-        """Storms, and shelved alerts whose time is over."""
-        out = []
-        for device, episodes in self.open.items():
-            for episode in episodes.values():
-                if episode.state == "shelved" and now >= episode.shelved_until:
-                    out.append(self._move(device, episode, "pending" if episode.fired is None else "firing", -1))
-        return out
+        """Shelve what fires where maintenance has begun; take up what was shelved, is still wrong, and whose time is over."""
+        return [
+            moved
+            for device, episodes in self.open.items()
+            for episode in episodes.values()
+            for moved in self._on_time(device, episode, now, -1)
+        ]
 
     def is_due(self, now: float) -> bool:
-        """Whether `due` or `storm` might do something."""
+        """Whether `due` or `storm` might change anything."""
         if len(self.recent) >= STORM_LEAST or FLEET in self.open:
             return True
-        shelved = (e for episodes in self.open.values() for e in episodes.values() if e.state == "shelved")
-        return any(now >= episode.shelved_until for episode in shelved)
+        working = self._maintained(now) is None
+        return any(
+            _waits_no_more(episode, now) if working else episode.state == "firing"
+            for episodes in self.open.values()
+            for episode in episodes.values()
+        )
 
     def storm(self, devices: int, now: float) -> list[Transition]:
         """Add a fleet alert when half of the devices, and at least ten, fired within a minute; take it back after."""
@@ -276,9 +282,34 @@ class AlertBook:
     def _fire(self, device: str, episode: Episode, now: float, message: int) -> Transition:
         self.started[episode.kind] = self.started.get(episode.kind, 0) + 1
         episode.fired = episode.updated
-        if device != FLEET:
+        over = self._maintained(now)
+        if over is None:
+            return self._tell(device, episode, now, message)
+        episode.shelved_until = over
+        return self._move(device, episode, "shelved", message)
+
+    def _tell(self, device: str, episode: Episode, now: float, message: int) -> Transition:
+        first, episode.told = not episode.told, True
+        if first:
+            episode.fired = episode.updated
+        if first and device != FLEET:
             self.recent.append((now, device))
-        return replace(self._move(device, episode, "firing", message), fires=True)
+        return replace(self._move(device, episode, "firing", message), fires=first)
+
+    def _on_time(self, device: str, episode: Episode, now: float, message: int) -> list[Transition]:
+        """See `due`."""
+        over = self._maintained(now)
+        if over is not None:
+            episode.shelved_until = max(episode.shelved_until, over)
+            return [self._move(device, episode, "shelved", message)] if episode.state == "firing" else []
+        if not _waits_no_more(episode, now):
+            return []
+        if episode.fired is None:
+            return [self._move(device, episode, "pending", message)]
+        return [self._tell(device, episode, now, message)]
+
+    def _maintained(self, now: float) -> float | None:
+        return ends(self.spec.maintenance, self.spec.timezone, now)
 
     def _again(
         self, device: str, episode: Episode, time: float, now: float, look: Callable[[], Evidence], message: int
@@ -291,7 +322,7 @@ class AlertBook:
             episode.score, episode.p_value, episode.channels = seen.score, seen.p_value, seen.channels
         if episode.state == "pending" and episode.ticks >= self.spec.min_ticks:
             return [self._fire(device, episode, now, message)]
-        return []
+        return self._on_time(device, episode, now, message)
 
     def _end(
         self, device: str, episode: Episode, time: float, message: int, outcome: str = "resolved"
@@ -333,34 +364,39 @@ class AlertBook:
             channels=episode.channels,
             message="",
             model=self.model,
-            fired=episode.fired,
+            fired=episode.fired if episode.told else None,
         )
         if episode.settled and outcome == "resolved":
             outcome = "it became the new normal"
         close = f"; {outcome}" if episode.state == "resolved" else "; a new normal?" if episode.settled else ""
-        return replace(alert, message=words(alert, episode.detail) + close)
+        return replace(alert, message=words(alert, episode.detail, self.spec.timezone) + close)
 
 
 def _urgency(episode: Episode) -> tuple[int, float, float]:
     return _RANK[episode.state], -(episode.score or 0.0), episode.started
 
 
-def words(alert: Alert, detail: str = "") -> str:
-    """An alert in a sentence.
+def _waits_no_more(episode: Episode, now: float) -> bool:
+    """Whether it was shelved, its time is over, and its last tick was anomalous."""
+    return episode.state == "shelved" and now >= episode.shelved_until and not episode.quiet
+
+
+def words(alert: Alert, detail: str = "", timezone: str = "UTC") -> str:
+    """An alert in a sentence, with the time as clocks show it in `timezone`.
 
     For example "pump-7: vibration 9.1 mm/s, expected 3.2 ± 0.6 since 14:02 UTC (told after 40 s); explains 83 % of
     the surprise". Where the value lies within its band, it says what else was unusual.
     """
     views: Sequence[ChannelView] = sorted(alert.channels, key=lambda view: -view.share)
     if alert.kind == "silence":
-        text = f"nothing heard{_span(alert)}"
+        text = f"nothing heard{_span(alert, timezone)}"
     elif not views:
         text = detail or {"gap": "readings were missing for longer than max_gap"}.get(alert.kind, alert.kind)
     elif alert.kind == "prediction":
-        text = f"{_unusual(views[0])}{_span(alert)}{_shares(views)}"
+        text = f"{_unusual(views[0])}{_span(alert, timezone)}{_shares(views)}"
     else:
         what = {"range": _beyond(views[0]), "rate": "changes too fast", "stuck": "is stuck"}.get(alert.kind, "")
-        text = f"{views[0].name} {quantity(views[0].value, views[0].unit)} {what}{_span(alert)}"
+        text = f"{views[0].name} {quantity(views[0].value, views[0].unit)} {what}{_span(alert, timezone)}"
     return f"{alert.device}: {text}"
 
 
@@ -414,7 +450,7 @@ def _shares(views: Sequence[ChannelView]) -> str:
     return f"; explains {views[0].share:.0%} of the surprise{second}".replace("%", " %")
 
 
-def _span(alert: Alert) -> str:
+def _span(alert: Alert, timezone: str) -> str:
     """Since when, or for how long; and after what delay it was told."""
     over = alert.state == "resolved"
     end = alert.updated if alert.ended is None else alert.ended
@@ -424,8 +460,8 @@ def _span(alert: Alert) -> str:
         return told
     if over or not DATED < alert.started <= alert.updated < UNDATED:
         return f" for {duration(lasted)}" + (told if lasted > delay else "")
-    began, at = (datetime.fromtimestamp(time, UTC) for time in (alert.started, alert.updated))
-    return f" since {began:{'%H:%M' if began.date() == at.date() else '%Y-%m-%d %H:%M'}} UTC{told}"
+    began, at = (local(time, timezone) for time in (alert.started, alert.updated))
+    return f" since {began:{'%H:%M' if began.date() == at.date() else '%Y-%m-%d %H:%M'}} {began:%Z}{told}"
 
 
 def _rounded(value: float, half: float) -> str:

@@ -63,6 +63,8 @@ _FREE: dict[str, Any] = {  # settings that a running stream can change, but for 
         "device_ttl",
         "min_ticks",
         "quiet_ticks",
+        "timezone",
+        "maintenance",
         "learn",
         "learn_after",
     )

@@ -4,6 +4,7 @@
     {prefix}/alerts/{profile}/_fleet       retained: a storm over the profile
     {prefix}/alerts/_system                retained: Sentinel itself
     {prefix}/events/…                      the same places, not retained: every transition
+    {prefix}/devices/{profile}/{device}    retained: how the device is, for Home Assistant
     {prefix}/status                        retained, also the last will
     {prefix}/command/…                     what operators say
 
@@ -79,6 +80,11 @@ def alert_topic(prefix: str, place: Place) -> str:
 def event_topic(prefix: str, place: Place) -> str:
     """The topic of every transition there."""
     return f"{prefix}/events/{_levels(place)}"
+
+
+def device_topic(prefix: str, place: Place) -> str:
+    """The retained topic of how a device is."""
+    return f"{prefix}/devices/{_levels(place)}"
 
 
 def status_topic(prefix: str) -> str:
