@@ -18,7 +18,7 @@ from sentinel.adapters.http import HttpServer
 from sentinel.adapters.metrics import CATALOGUE, STAGES, VALUE_DROPS, DeviceSeries, Metrics
 from sentinel.records import ALERT_KINDS, FATES
 from tests.servers import (
-    DASHBOARD,
+    DASHBOARDS,
     DEPLOY,
     RULES,
     Prometheus,
@@ -27,6 +27,7 @@ from tests.servers import (
     dashboard_queries,
     free_port,
     operands,
+    panels,
     rule_queries,
 )
 
@@ -101,47 +102,98 @@ class TestPrometheusFiles:
             assert re.search(rf"\b{name}\b|SentinelBroker\.\*", tests), name
 
 
-class TestDashboard:
-    @pytest.fixture
-    def panels(self) -> list[dict[str, Any]]:
-        dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
-        return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+UNITS = {"none", "short", "percentunit", "bytes", "cps", "s", "dtdurations", "dateTimeFromNow"}
+"""Of Grafana's names of units, those in use."""
 
-    def test_every_panel_has_title_unit_and_description(self, panels: list[dict[str, Any]]) -> None:
-        for panel in panels:
+
+@pytest.fixture(params=DASHBOARDS, ids=lambda path: path.stem)
+def dashboard(request: pytest.FixtureRequest) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(request.param.read_text(encoding="utf-8"))
+    return loaded
+
+
+class TestDashboards:
+    """Each by itself. The rules are those of Grafana's dashboard-linter."""
+
+    def test_the_data_source_is_the_users_to_choose(self, dashboard: dict[str, Any]) -> None:
+        (source,) = [v for v in dashboard["templating"]["list"] if v["type"] == "datasource"]
+        assert (source["name"], source["label"], source["query"]) == ("datasource", "Data source", "prometheus")
+        queried = [*dashboard["templating"]["list"], *panels(dashboard)]
+        queried += [target for panel in panels(dashboard) for target in panel["targets"]]
+        assert {q["datasource"]["uid"] for q in queried if q is not source} == {"${datasource}"}
+
+    def test_variables_offer_what_is_there_in_the_time_shown(self, dashboard: dict[str, Any]) -> None:
+        queries = {v["name"]: v for v in dashboard["templating"]["list"] if v["type"] == "query"}
+        assert list(queries)[:2] == ["job", "instance"]
+        for name, variable in queries.items():
+            assert variable["multi"], name
+            assert variable["refresh"] == 2, name
+            assert variable["label"] == name.title()
+            assert not variable["includeAll"] or variable["allValue"] == ".+", name
+
+    def test_every_selector_keeps_to_the_chosen_job_and_instance(self, dashboard: dict[str, Any]) -> None:
+        for panel in panels(dashboard):
+            for target in panel["targets"]:
+                selectors = re.findall(r"\b(?:sentinel_\w+|process_\w+|up)\b(\{[^}]*\})?", target["expr"])
+                assert selectors, target["expr"]
+                for selector in selectors:
+                    assert selector.startswith('{job=~"$job", instance=~"$instance"'), target["expr"]
+
+    def test_rates_are_over_grafanas_interval_and_counters_never_bare(self, dashboard: dict[str, Any]) -> None:
+        for panel in panels(dashboard):
+            for target in panel["targets"]:
+                rates = re.findall(r"\bi?rate\([^\[]*\[([^\]]*)\]", target["expr"])
+                assert set(rates) <= {"$__rate_interval"}, target["expr"]
+                counters = re.findall(r"(\w*)\(?\b\w+_(?:total|bucket|sum|count)\{[^}]*\}(\[?)", target["expr"])
+                assert all(call in ("rate", "increase") and window for call, window in counters), target["expr"]
+
+    def test_every_panel_has_title_unit_and_description(self, dashboard: dict[str, Any]) -> None:
+        for panel in panels(dashboard):
             assert panel["title"], panel
-            assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+            assert panel["fieldConfig"]["defaults"]["unit"] in UNITS, panel["title"]
             assert panel["description"].endswith("."), panel["title"]
-            assert panel["datasource"]["uid"] == "${datasource}", panel["title"]
 
-    def test_every_curve_has_a_legend(self, panels: list[dict[str, Any]]) -> None:
-        for panel in panels:
-            if panel["type"] in ("timeseries", "bargauge"):
+    def test_every_curve_has_a_legend(self, dashboard: dict[str, Any]) -> None:
+        for panel in panels(dashboard):
+            if panel["type"] in ("timeseries", "bargauge", "state-timeline"):
                 legends = [target["legendFormat"] for target in panel["targets"]]
                 assert all(legends), panel["title"]
                 assert len(set(legends)) == len(legends), panel["title"]
 
-    def test_panels_do_not_overlap_nor_share_an_id(self, panels: list[dict[str, Any]]) -> None:
+    def test_panels_do_not_overlap_nor_share_an_id(self, dashboard: dict[str, Any]) -> None:
         cells = [
             (x, y)
-            for grid in (panel["gridPos"] for panel in panels)
+            for grid in (panel["gridPos"] for panel in dashboard["panels"])
             for x in range(grid["x"], grid["x"] + grid["w"])
             for y in range(grid["y"], grid["y"] + grid["h"])
         ]
         assert len(cells) == len(set(cells))
         assert max(x for x, _ in cells) < 24
-        assert len({panel["id"] for panel in panels}) == len(panels)
+        assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
-    def test_every_metric_of_ours_in_dashboard_and_rules_is_in_the_catalogue(self) -> None:
+    def test_it_leads_to_the_others_and_is_not_edited_in_place(self, dashboard: dict[str, Any]) -> None:
+        (link,) = dashboard["links"]
+        assert (link["type"], link["tags"], link["includeVars"]) == ("dashboards", dashboard["tags"], True)
+        assert dashboard["editable"] is False
+
+
+class TestDashboardsAndRules:
+    def test_there_is_one_for_the_fleet_one_for_a_device_and_one_for_the_daemon(self) -> None:
+        uids = {path.stem: json.loads(path.read_text(encoding="utf-8"))["uid"] for path in DASHBOARDS}
+        assert uids == {name: f"sentinel-{name}" for name in ("daemon", "device", "fleet")}
+        links = re.findall(r"/d/(sentinel-\w+)\?", DASHBOARDS[2].read_text(encoding="utf-8"))
+        assert links == ["sentinel-device"]
+
+    def test_every_metric_of_ours_in_dashboards_and_rules_is_in_the_catalogue(self) -> None:
         known = {metric.name for metric in CATALOGUE}
         known |= {f"{metric.name}_{part}" for metric in CATALOGUE for part in ("bucket", "sum", "count")}
-        for file in (DASHBOARD, RULES):
+        for file in (*DASHBOARDS, RULES):
             used = set(re.findall(r"\bsentinel_[a-z_]+\b", file.read_text(encoding="utf-8")))
             assert used <= known, file
-            assert len(used) > 10
+            assert len(used) > 5
 
     def test_every_metric_of_the_catalogue_is_drawn(self) -> None:
-        text = DASHBOARD.read_text(encoding="utf-8")
+        text = "".join(path.read_text(encoding="utf-8") for path in DASHBOARDS)
         assert [metric.name for metric in CATALOGUE if metric.name not in text] == []
 
     def test_every_rule_has_its_section_in_the_runbook(self) -> None:
@@ -215,9 +267,9 @@ class TestRealPrometheus:
         assert prometheus.without_data([Query("", "up")]) == []
         assert [(target["health"], target["lastError"]) for target in prometheus.targets()] == [("up", "")]
 
-    def test_every_query_of_the_dashboard_returns_data(self, prometheus: Prometheus) -> None:
+    def test_every_query_of_the_dashboards_returns_data(self, prometheus: Prometheus) -> None:
         queries = dashboard_queries()
-        assert len(queries) > 40
+        assert len(queries) > 60
         assert prometheus.without_data(queries) == []
 
     def test_every_operand_of_the_rules_returns_data(self, prometheus: Prometheus) -> None:
@@ -228,7 +280,7 @@ class TestRealPrometheus:
 
     def test_a_query_without_data_is_found(self, prometheus: Prometheus) -> None:
         missing = [query for query in dashboard_queries({"device": "nobody"}) if "nobody" in query.expr]
-        assert len(missing) == 3
+        assert len(missing) == 9
         assert prometheus.without_data(missing, timeout=1) == missing
 
 
@@ -308,4 +360,11 @@ class TestContainers:
         (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())["datasources"]
         (provider,) = yaml.safe_load((provisioning / "dashboards" / "sentinel.yaml").read_text())["providers"]
         assert (source["type"], source["url"], source["isDefault"]) == ("prometheus", "http://prometheus:9090", True)
-        assert f"{provider['options']['path']}/sentinel.json" in (DOCKER / "compose.yaml").read_text()
+        compose = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))
+        grafana = compose["services"]["grafana"]
+        mounts = dict(mount.split(":")[:2] for mount in grafana["volumes"] if mount[0] == ".")
+        inside = {target: DOCKER / source for source, target in mounts.items()}
+        assert inside["/etc/grafana/provisioning"].resolve() == provisioning
+        assert inside[provider["options"]["path"]].resolve() == DASHBOARDS[0].parent
+        home = Path(grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+        assert (inside[str(home.parent)] / home.name).resolve() in DASHBOARDS
