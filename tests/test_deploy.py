@@ -1,11 +1,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import socket
 import subprocess
+import sys
 import threading
 import time
 import tomllib
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +19,13 @@ from typing import Any
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
+from typer.testing import CliRunner
 
 from sentinel.adapters.http import HttpServer
 from sentinel.adapters.metrics import CATALOGUE, STAGES, VALUE_DROPS, DeviceSeries, Metrics
+from sentinel.commands import app as cli
 from sentinel.records import ALERT_KINDS, FATES
+from sentinel.settings import load_settings
 from tests.servers import (
     DASHBOARDS,
     DEPLOY,
@@ -33,6 +42,7 @@ from tests.servers import (
 
 UNIT = DEPLOY / "systemd" / "sentinel.service"
 DOCKER = DEPLOY / "docker"
+PROVISIONING = DEPLOY / "grafana" / "provisioning"
 
 
 def succeeds(*command: str | Path, cwd: Path | None = None) -> str:
@@ -79,6 +89,58 @@ class TestSystemdUnit:
         credentials = [value.split(":")[0] for value in unit["LoadCredential"]]
         assert credentials == ["mqtt_password", "http_token", "http_password"]
         assert unit["RestartPreventExitStatus"] == ["2"]
+
+    def test_the_daemon_does_what_the_unit_relies_on(self, tmp_path: Path) -> None:
+        """Ready, fed by turns, reloaded, stopped, with a credential: told over the socket that systemd would open."""
+        (tmp_path / "sentinel.toml").write_text(
+            f'[http]\nport = {(port := free_port())}\n[profiles.a]\ntopic = "a/{{b}}"\n'
+        )
+        credentials, state, said = tmp_path / "credentials", tmp_path / "state", bytearray()
+        credentials.mkdir()
+        (credentials / "http_token").write_text("open-sesame")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.bind(str(tmp_path / "notify"))
+            manager.settimeout(60)
+
+            def told(what: bytes, times: int = 1) -> bool:
+                while said.count(what) < times:
+                    said.extend(manager.recv(4096) + b"\n")
+                return True
+
+            daemon = subprocess.Popen(
+                [sys.executable, "-m", "sentinel", "run", "--config", tmp_path / "sentinel.toml"],
+                env=os.environ
+                | {
+                    "NOTIFY_SOCKET": str(tmp_path / "notify"),
+                    "WATCHDOG_USEC": "1000000",
+                    "CREDENTIALS_DIRECTORY": str(credentials),
+                    "SENTINEL_STORE__PATH": str(state),
+                    "SENTINEL_MQTT__PORT": str(free_port()),
+                },
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            try:
+                assert told(b"READY=1")
+                assert said.startswith(b"EXTEND_TIMEOUT_USEC=")
+                assert told(b"WATCHDOG=1", times=3)
+                url = f"http://127.0.0.1:{port}/metrics"
+                with pytest.raises(urllib.error.HTTPError, match="401") as refused:
+                    urllib.request.urlopen(url, timeout=5)
+                refused.value.close()
+                request = urllib.request.Request(url, headers={"Authorization": "Bearer open-sesame"})
+                with urllib.request.urlopen(request, timeout=5) as answer:
+                    assert answer.status == 200
+                daemon.send_signal(signal.SIGHUP)
+                assert told(b"RELOADING=1")
+                assert told(b"READY=1", times=2)
+                daemon.terminate()
+                assert told(b"STOPPING=1")
+                assert daemon.wait(20) == 0
+            finally:
+                daemon.kill()
+                daemon.wait()
+        assert {path.parent for path in tmp_path.rglob("*.sqlite")} == {state}
 
 
 class TestPrometheusFiles:
@@ -354,17 +416,61 @@ class TestContainers:
             assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
         assert services["sentinel"]["read_only"] is True
 
+    def test_names_and_ports_agree_and_the_settings_are_accepted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        yaml = pytest.importorskip("yaml", reason="needs PyYAML")
+        dockerfile = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
+        services = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))["services"]
+        for name in [name for name in os.environ if name.startswith("SENTINEL_")]:
+            monkeypatch.delenv(name)
+        given = dict(re.findall(r"(SENTINEL_\w+)=(\S+)", dockerfile)) | services["sentinel"].get("environment", {})
+        assert len(given) >= 3
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        settings = load_settings(DOCKER / "sentinel.toml")
+        inside = {
+            name: {int(port.split(":")[2]) for port in service.get("ports", [])} for name, service in services.items()
+        }
+
+        (listener,) = re.findall(r"^listener (\d+)", (DOCKER / "mosquitto.conf").read_text(), re.MULTILINE)
+        assert inside[settings.mqtt.host] == {settings.mqtt.port} == {int(listener)}
+        assert (
+            inside["sentinel"]
+            == {settings.http.port}
+            == {int(port) for port in re.findall(r"EXPOSE (\d+)", dockerfile)}
+        )
+        scraped = yaml.safe_load((DOCKER / "prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
+        assert scraped[0]["static_configs"][0]["targets"] == [f"sentinel:{settings.http.port}"]
+        (source,) = yaml.safe_load((PROVISIONING / "datasources" / "prometheus.yaml").read_text())["datasources"]
+        assert source["url"] == f"http://prometheus:{inside['prometheus'].pop()}"
+        mounted = [volume.split(":")[1] for volume in services["sentinel"]["volumes"]]
+        assert str(settings.store.path) in mounted
+        assert set(re.findall(r'"(/etc/sentinel/[^"]+)"', dockerfile)) == {mounted[0]}
+
+    def test_the_command_lines_of_the_containers_are_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        yaml = pytest.importorskip("yaml", reason="needs PyYAML")
+        dockerfile = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
+        services = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))["services"]
+        (run,) = re.findall(r"^CMD (\[.*\])$", dockerfile, re.MULTILINE)
+        (asked,) = re.findall(r"^ +CMD (\[.*\])$", dockerfile, re.MULTILINE)
+        called: list[str] = []
+        monkeypatch.setattr(cli, "call", lambda command, **options: called.append(command))
+        program, *health = json.loads(asked)
+        assert program == "sentinel"
+        for arguments in (json.loads(run), health, services["simulate"]["command"]):
+            done = CliRunner().invoke(cli.app, arguments)
+            assert done.exit_code == 0, done.output
+        assert called == ["run", "health", "simulate"]
+
     def test_provisioned_files_are_well_formed_and_meet(self) -> None:
         yaml = pytest.importorskip("yaml", reason="needs PyYAML")
-        provisioning = DEPLOY / "grafana" / "provisioning"
-        (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())["datasources"]
-        (provider,) = yaml.safe_load((provisioning / "dashboards" / "sentinel.yaml").read_text())["providers"]
+        (source,) = yaml.safe_load((PROVISIONING / "datasources" / "prometheus.yaml").read_text())["datasources"]
+        (provider,) = yaml.safe_load((PROVISIONING / "dashboards" / "sentinel.yaml").read_text())["providers"]
         assert (source["type"], source["url"], source["isDefault"]) == ("prometheus", "http://prometheus:9090", True)
         compose = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))
         grafana = compose["services"]["grafana"]
         mounts = dict(mount.split(":")[:2] for mount in grafana["volumes"] if mount[0] == ".")
         inside = {target: DOCKER / source for source, target in mounts.items()}
-        assert inside["/etc/grafana/provisioning"].resolve() == provisioning
+        assert inside["/etc/grafana/provisioning"].resolve() == PROVISIONING
         assert inside[provider["options"]["path"]].resolve() == DASHBOARDS[0].parent
         home = Path(grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
         assert (inside[str(home.parent)] / home.name).resolve() in DASHBOARDS
