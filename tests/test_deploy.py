@@ -100,7 +100,7 @@ class TestSystemdUnit:
         (credentials / "http_token").write_text("open-sesame")
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             manager.bind(str(tmp_path / "notify"))
-            manager.settimeout(60)
+            manager.settimeout(240)  # the arithmetic may have to be compiled
 
             def told(what: bytes, times: int = 1) -> bool:
                 while said.count(what) < times:
@@ -210,6 +210,8 @@ class TestDashboards:
                 assert all(call in ("rate", "increase") and window for call, window in counters), target["expr"]
 
     def test_every_panel_has_title_unit_and_description(self, dashboard: dict[str, Any]) -> None:
+        titles = [(panel["title"], panel["type"]) for panel in panels(dashboard)]
+        assert len(set(titles)) == len(titles)
         for panel in panels(dashboard):
             assert panel["title"], panel
             assert panel["fieldConfig"]["defaults"]["unit"] in UNITS, panel["title"]
