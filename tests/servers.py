@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 import pytest
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
-DASHBOARD = DEPLOY / "grafana" / "sentinel.json"
+DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
 RULES = DEPLOY / "prometheus" / "sentinel.rules.yml"
 
 
@@ -137,24 +137,18 @@ class Prometheus:
         raise AssertionError(f"prometheus did not start:\n{(self._folder / 'log').read_text()}")
 
 
-def dashboard_queries(variables: Mapping[str, str] | None = None, path: Path = DASHBOARD) -> list[Query]:
-    """Every query of a dashboard's panels and variables, with `$variables` replaced.
+def dashboard_queries(variables: Mapping[str, str] | None = None) -> list[Query]:
+    """Every query of the dashboards' panels and variables, with `$variables` replaced.
 
     Args:
-        variables: values by name, over the defaults: any value for the dashboard's own, short windows for Grafana's.
+        variables: values by name, over the defaults: any value for a dashboard's own, short windows for Grafana's.
     """
-    dashboard = json.loads(path.read_text(encoding="utf-8"))
-    own = {variable["name"]: ".*" for variable in dashboard["templating"]["list"]}
-    values = own | {"__rate_interval": "10s", "__interval": "5s", "__range": "1m"} | dict(variables or {})
-    found = []
-    for variable in dashboard["templating"]["list"]:
-        if variable["type"] == "query":
-            label_values = re.fullmatch(r"label_values\((.*), *\w+\)", variable["query"]["query"])
-            assert label_values, f"variable {variable['name']}: only label_values(series, label) is known"
-            found.append(Query(f"variable {variable['name']}", label_values[1]))
-    for panel in _panels(dashboard["panels"]):
-        found += [Query(f"panel {panel['title']}", target["expr"]) for target in panel.get("targets", [])]
-    return [Query(query.where, _substitute(query.expr, values)) for query in found]
+    return [query for path in DASHBOARDS for query in _queries(path, variables or {})]
+
+
+def panels(dashboard: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """All panels, those in rows too; the rows themselves left out."""
+    return [panel for panel in _panels(dashboard["panels"]) if panel["type"] != "row"]
 
 
 def rule_queries(prometheus: Prometheus) -> list[Query]:
@@ -215,6 +209,21 @@ def _unwrap(expr: str) -> str:
         if depth == 0:
             return body[1:position].strip() if position == len(body) - 1 else expr
     return expr
+
+
+def _queries(path: Path, variables: Mapping[str, str]) -> list[Query]:
+    dashboard = json.loads(path.read_text(encoding="utf-8"))
+    own = {variable["name"]: ".*" for variable in dashboard["templating"]["list"]}
+    values = own | {"__rate_interval": "10s", "__interval": "5s", "__range": "1m"} | dict(variables)
+    found = []
+    for variable in dashboard["templating"]["list"]:
+        if variable["type"] == "query":
+            label_values = re.fullmatch(r"label_values\((.*), *\w+\)", variable["query"]["query"])
+            assert label_values, f"variable {variable['name']}: only label_values(series, label) is known"
+            found.append(Query(f"{path.stem}: variable {variable['name']}", label_values[1]))
+    for panel in panels(dashboard):
+        found += [Query(f"{path.stem}: panel {panel['title']}", target["expr"]) for target in panel["targets"]]
+    return [Query(query.where, _substitute(query.expr, values)) for query in found]
 
 
 def _panels(panels: list[dict[str, Any]]) -> list[dict[str, Any]]:

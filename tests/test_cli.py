@@ -36,6 +36,7 @@ COMMANDS = {
     "replay": ["a.csv", "--broker", "mqtt://h", "--topic", "a/{device}", "--rate", "5", "--qos", "0", "--device", "d"],
     "simulate": ["--devices", "3", "--rate", "2", "--for", "9", "--out", "f.csv", "--seed", "1", "--faults"],
     "check-config": ["--config", "s.toml"],
+    "health": ["--config", "s.toml"],
     "models": ["--config", "s.toml", "--json", "j"],
     "devices": ["--config", "s.toml", "show", "d", "--json", "j"],
     "inspect": ["d", "--config", "s.toml", "--profile", "p", "--last", "9", "--json", "j", "--out", "o.html"],
@@ -83,7 +84,7 @@ class TestProgram:
             "import sys; from sentinel.commands.app import app\n"
             "try: app(['--help'])\n"
             "except SystemExit: pass\n"
-            "heavy = {'torch', 'numpy', 'paho', 'pydantic_settings', 'prometheus_client', 'rich', 'structlog'}\n"
+            "heavy = {'torch', 'numba', 'scipy', 'numpy', 'pydantic', 'paho', 'pydantic_settings', 'prometheus_client', 'rich', 'structlog'}\n"
             "print('loaded:', *heavy & set(sys.modules))"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

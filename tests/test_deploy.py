@@ -1,11 +1,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import socket
 import subprocess
+import sys
 import threading
 import time
 import tomllib
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +19,15 @@ from typing import Any
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
+from typer.testing import CliRunner
 
 from sentinel.adapters.http import HttpServer
 from sentinel.adapters.metrics import CATALOGUE, STAGES, VALUE_DROPS, DeviceSeries, Metrics
+from sentinel.commands import app as cli
 from sentinel.records import ALERT_KINDS, FATES
+from sentinel.settings import load_settings
 from tests.servers import (
-    DASHBOARD,
+    DASHBOARDS,
     DEPLOY,
     RULES,
     Prometheus,
@@ -27,11 +36,13 @@ from tests.servers import (
     dashboard_queries,
     free_port,
     operands,
+    panels,
     rule_queries,
 )
 
 UNIT = DEPLOY / "systemd" / "sentinel.service"
 DOCKER = DEPLOY / "docker"
+PROVISIONING = DEPLOY / "grafana" / "provisioning"
 
 
 def succeeds(*command: str | Path, cwd: Path | None = None) -> str:
@@ -79,6 +90,58 @@ class TestSystemdUnit:
         assert credentials == ["mqtt_password", "http_token", "http_password"]
         assert unit["RestartPreventExitStatus"] == ["2"]
 
+    def test_the_daemon_does_what_the_unit_relies_on(self, tmp_path: Path) -> None:
+        """Ready, fed by turns, reloaded, stopped, with a credential: told over the socket that systemd would open."""
+        (tmp_path / "sentinel.toml").write_text(
+            f'[http]\nport = {(port := free_port())}\n[profiles.a]\ntopic = "a/{{b}}"\n'
+        )
+        credentials, state, said = tmp_path / "credentials", tmp_path / "state", bytearray()
+        credentials.mkdir()
+        (credentials / "http_token").write_text("open-sesame")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.bind(str(tmp_path / "notify"))
+            manager.settimeout(240)  # the arithmetic may have to be compiled
+
+            def told(what: bytes, times: int = 1) -> bool:
+                while said.count(what) < times:
+                    said.extend(manager.recv(4096) + b"\n")
+                return True
+
+            daemon = subprocess.Popen(
+                [sys.executable, "-m", "sentinel", "run", "--config", tmp_path / "sentinel.toml"],
+                env=os.environ
+                | {
+                    "NOTIFY_SOCKET": str(tmp_path / "notify"),
+                    "WATCHDOG_USEC": "1000000",
+                    "CREDENTIALS_DIRECTORY": str(credentials),
+                    "SENTINEL_STORE__PATH": str(state),
+                    "SENTINEL_MQTT__PORT": str(free_port()),
+                },
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            try:
+                assert told(b"READY=1")
+                assert said.startswith(b"EXTEND_TIMEOUT_USEC=")
+                assert told(b"WATCHDOG=1", times=3)
+                url = f"http://127.0.0.1:{port}/metrics"
+                with pytest.raises(urllib.error.HTTPError, match="401") as refused:
+                    urllib.request.urlopen(url, timeout=5)
+                refused.value.close()
+                request = urllib.request.Request(url, headers={"Authorization": "Bearer open-sesame"})
+                with urllib.request.urlopen(request, timeout=5) as answer:
+                    assert answer.status == 200
+                daemon.send_signal(signal.SIGHUP)
+                assert told(b"RELOADING=1")
+                assert told(b"READY=1", times=2)
+                daemon.terminate()
+                assert told(b"STOPPING=1")
+                assert daemon.wait(20) == 0
+            finally:
+                daemon.kill()
+                daemon.wait()
+        assert {path.parent for path in tmp_path.rglob("*.sqlite")} == {state}
+
 
 class TestPrometheusFiles:
     def test_config_is_valid(self) -> None:
@@ -101,47 +164,100 @@ class TestPrometheusFiles:
             assert re.search(rf"\b{name}\b|SentinelBroker\.\*", tests), name
 
 
-class TestDashboard:
-    @pytest.fixture
-    def panels(self) -> list[dict[str, Any]]:
-        dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
-        return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+UNITS = {"none", "short", "percentunit", "bytes", "cps", "s", "dtdurations", "dateTimeFromNow"}
+"""Of Grafana's names of units, those in use."""
 
-    def test_every_panel_has_title_unit_and_description(self, panels: list[dict[str, Any]]) -> None:
-        for panel in panels:
+
+@pytest.fixture(params=DASHBOARDS, ids=lambda path: path.stem)
+def dashboard(request: pytest.FixtureRequest) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(request.param.read_text(encoding="utf-8"))
+    return loaded
+
+
+class TestDashboards:
+    """Each by itself. The rules are those of Grafana's dashboard-linter."""
+
+    def test_the_data_source_is_the_users_to_choose(self, dashboard: dict[str, Any]) -> None:
+        (source,) = [v for v in dashboard["templating"]["list"] if v["type"] == "datasource"]
+        assert (source["name"], source["label"], source["query"]) == ("datasource", "Data source", "prometheus")
+        queried = [*dashboard["templating"]["list"], *panels(dashboard)]
+        queried += [target for panel in panels(dashboard) for target in panel["targets"]]
+        assert {q["datasource"]["uid"] for q in queried if q is not source} == {"${datasource}"}
+
+    def test_variables_offer_what_is_there_in_the_time_shown(self, dashboard: dict[str, Any]) -> None:
+        queries = {v["name"]: v for v in dashboard["templating"]["list"] if v["type"] == "query"}
+        assert list(queries)[:2] == ["job", "instance"]
+        for name, variable in queries.items():
+            assert variable["multi"], name
+            assert variable["refresh"] == 2, name
+            assert variable["label"] == name.title()
+            assert not variable["includeAll"] or variable["allValue"] == ".+", name
+
+    def test_every_selector_keeps_to_the_chosen_job_and_instance(self, dashboard: dict[str, Any]) -> None:
+        for panel in panels(dashboard):
+            for target in panel["targets"]:
+                selectors = re.findall(r"\b(?:sentinel_\w+|process_\w+|up)\b(\{[^}]*\})?", target["expr"])
+                assert selectors, target["expr"]
+                for selector in selectors:
+                    assert selector.startswith('{job=~"$job", instance=~"$instance"'), target["expr"]
+
+    def test_rates_are_over_grafanas_interval_and_counters_never_bare(self, dashboard: dict[str, Any]) -> None:
+        for panel in panels(dashboard):
+            for target in panel["targets"]:
+                rates = re.findall(r"\bi?rate\([^\[]*\[([^\]]*)\]", target["expr"])
+                assert set(rates) <= {"$__rate_interval"}, target["expr"]
+                counters = re.findall(r"(\w*)\(?\b\w+_(?:total|bucket|sum|count)\{[^}]*\}(\[?)", target["expr"])
+                assert all(call in ("rate", "increase") and window for call, window in counters), target["expr"]
+
+    def test_every_panel_has_title_unit_and_description(self, dashboard: dict[str, Any]) -> None:
+        titles = [(panel["title"], panel["type"]) for panel in panels(dashboard)]
+        assert len(set(titles)) == len(titles)
+        for panel in panels(dashboard):
             assert panel["title"], panel
-            assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+            assert panel["fieldConfig"]["defaults"]["unit"] in UNITS, panel["title"]
             assert panel["description"].endswith("."), panel["title"]
-            assert panel["datasource"]["uid"] == "${datasource}", panel["title"]
 
-    def test_every_curve_has_a_legend(self, panels: list[dict[str, Any]]) -> None:
-        for panel in panels:
-            if panel["type"] in ("timeseries", "bargauge"):
+    def test_every_curve_has_a_legend(self, dashboard: dict[str, Any]) -> None:
+        for panel in panels(dashboard):
+            if panel["type"] in ("timeseries", "bargauge", "state-timeline"):
                 legends = [target["legendFormat"] for target in panel["targets"]]
                 assert all(legends), panel["title"]
                 assert len(set(legends)) == len(legends), panel["title"]
 
-    def test_panels_do_not_overlap_nor_share_an_id(self, panels: list[dict[str, Any]]) -> None:
+    def test_panels_do_not_overlap_nor_share_an_id(self, dashboard: dict[str, Any]) -> None:
         cells = [
             (x, y)
-            for grid in (panel["gridPos"] for panel in panels)
+            for grid in (panel["gridPos"] for panel in dashboard["panels"])
             for x in range(grid["x"], grid["x"] + grid["w"])
             for y in range(grid["y"], grid["y"] + grid["h"])
         ]
         assert len(cells) == len(set(cells))
         assert max(x for x, _ in cells) < 24
-        assert len({panel["id"] for panel in panels}) == len(panels)
+        assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
-    def test_every_metric_of_ours_in_dashboard_and_rules_is_in_the_catalogue(self) -> None:
+    def test_it_leads_to_the_others_and_is_not_edited_in_place(self, dashboard: dict[str, Any]) -> None:
+        (link,) = dashboard["links"]
+        assert (link["type"], link["tags"], link["includeVars"]) == ("dashboards", dashboard["tags"], True)
+        assert dashboard["editable"] is False
+
+
+class TestDashboardsAndRules:
+    def test_there_is_one_for_the_fleet_one_for_a_device_and_one_for_the_daemon(self) -> None:
+        uids = {path.stem: json.loads(path.read_text(encoding="utf-8"))["uid"] for path in DASHBOARDS}
+        assert uids == {name: f"sentinel-{name}" for name in ("daemon", "device", "fleet")}
+        links = re.findall(r"/d/(sentinel-\w+)\?", DASHBOARDS[2].read_text(encoding="utf-8"))
+        assert links == ["sentinel-device"]
+
+    def test_every_metric_of_ours_in_dashboards_and_rules_is_in_the_catalogue(self) -> None:
         known = {metric.name for metric in CATALOGUE}
         known |= {f"{metric.name}_{part}" for metric in CATALOGUE for part in ("bucket", "sum", "count")}
-        for file in (DASHBOARD, RULES):
+        for file in (*DASHBOARDS, RULES):
             used = set(re.findall(r"\bsentinel_[a-z_]+\b", file.read_text(encoding="utf-8")))
             assert used <= known, file
-            assert len(used) > 10
+            assert len(used) > 5
 
     def test_every_metric_of_the_catalogue_is_drawn(self) -> None:
-        text = DASHBOARD.read_text(encoding="utf-8")
+        text = "".join(path.read_text(encoding="utf-8") for path in DASHBOARDS)
         assert [metric.name for metric in CATALOGUE if metric.name not in text] == []
 
     def test_every_rule_has_its_section_in_the_runbook(self) -> None:
@@ -215,9 +331,9 @@ class TestRealPrometheus:
         assert prometheus.without_data([Query("", "up")]) == []
         assert [(target["health"], target["lastError"]) for target in prometheus.targets()] == [("up", "")]
 
-    def test_every_query_of_the_dashboard_returns_data(self, prometheus: Prometheus) -> None:
+    def test_every_query_of_the_dashboards_returns_data(self, prometheus: Prometheus) -> None:
         queries = dashboard_queries()
-        assert len(queries) > 40
+        assert len(queries) > 60
         assert prometheus.without_data(queries) == []
 
     def test_every_operand_of_the_rules_returns_data(self, prometheus: Prometheus) -> None:
@@ -228,7 +344,7 @@ class TestRealPrometheus:
 
     def test_a_query_without_data_is_found(self, prometheus: Prometheus) -> None:
         missing = [query for query in dashboard_queries({"device": "nobody"}) if "nobody" in query.expr]
-        assert len(missing) == 3
+        assert len(missing) == 9
         assert prometheus.without_data(missing, timeout=1) == missing
 
 
@@ -302,10 +418,61 @@ class TestContainers:
             assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
         assert services["sentinel"]["read_only"] is True
 
+    def test_names_and_ports_agree_and_the_settings_are_accepted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        yaml = pytest.importorskip("yaml", reason="needs PyYAML")
+        dockerfile = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
+        services = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))["services"]
+        for name in [name for name in os.environ if name.startswith("SENTINEL_")]:
+            monkeypatch.delenv(name)
+        given = dict(re.findall(r"(SENTINEL_\w+)=(\S+)", dockerfile)) | services["sentinel"].get("environment", {})
+        assert len(given) >= 3
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        settings = load_settings(DOCKER / "sentinel.toml")
+        inside = {
+            name: {int(port.split(":")[2]) for port in service.get("ports", [])} for name, service in services.items()
+        }
+
+        (listener,) = re.findall(r"^listener (\d+)", (DOCKER / "mosquitto.conf").read_text(), re.MULTILINE)
+        assert inside[settings.mqtt.host] == {settings.mqtt.port} == {int(listener)}
+        assert (
+            inside["sentinel"]
+            == {settings.http.port}
+            == {int(port) for port in re.findall(r"EXPOSE (\d+)", dockerfile)}
+        )
+        scraped = yaml.safe_load((DOCKER / "prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
+        assert scraped[0]["static_configs"][0]["targets"] == [f"sentinel:{settings.http.port}"]
+        (source,) = yaml.safe_load((PROVISIONING / "datasources" / "prometheus.yaml").read_text())["datasources"]
+        assert source["url"] == f"http://prometheus:{inside['prometheus'].pop()}"
+        mounted = [volume.split(":")[1] for volume in services["sentinel"]["volumes"]]
+        assert str(settings.store.path) in mounted
+        assert set(re.findall(r'"(/etc/sentinel/[^"]+)"', dockerfile)) == {mounted[0]}
+
+    def test_the_command_lines_of_the_containers_are_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        yaml = pytest.importorskip("yaml", reason="needs PyYAML")
+        dockerfile = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
+        services = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))["services"]
+        (run,) = re.findall(r"^CMD (\[.*\])$", dockerfile, re.MULTILINE)
+        (asked,) = re.findall(r"^ +CMD (\[.*\])$", dockerfile, re.MULTILINE)
+        called: list[str] = []
+        monkeypatch.setattr(cli, "call", lambda command, **options: called.append(command))
+        program, *health = json.loads(asked)
+        assert program == "sentinel"
+        for arguments in (json.loads(run), health, services["simulate"]["command"]):
+            done = CliRunner().invoke(cli.app, arguments)
+            assert done.exit_code == 0, done.output
+        assert called == ["run", "health", "simulate"]
+
     def test_provisioned_files_are_well_formed_and_meet(self) -> None:
         yaml = pytest.importorskip("yaml", reason="needs PyYAML")
-        provisioning = DEPLOY / "grafana" / "provisioning"
-        (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())["datasources"]
-        (provider,) = yaml.safe_load((provisioning / "dashboards" / "sentinel.yaml").read_text())["providers"]
+        (source,) = yaml.safe_load((PROVISIONING / "datasources" / "prometheus.yaml").read_text())["datasources"]
+        (provider,) = yaml.safe_load((PROVISIONING / "dashboards" / "sentinel.yaml").read_text())["providers"]
         assert (source["type"], source["url"], source["isDefault"]) == ("prometheus", "http://prometheus:9090", True)
-        assert f"{provider['options']['path']}/sentinel.json" in (DOCKER / "compose.yaml").read_text()
+        compose = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))
+        grafana = compose["services"]["grafana"]
+        mounts = dict(mount.split(":")[:2] for mount in grafana["volumes"] if mount[0] == ".")
+        inside = {target: DOCKER / source for source, target in mounts.items()}
+        assert inside["/etc/grafana/provisioning"].resolve() == PROVISIONING
+        assert inside[provider["options"]["path"]].resolve() == DASHBOARDS[0].parent
+        home = Path(grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+        assert (inside[str(home.parent)] / home.name).resolve() in DASHBOARDS

@@ -358,6 +358,12 @@ def check_config(config: MaybeConfig = None) -> None:
     call("check_config", config=config)
 
 
+@app.command(epilog=_examples("sentinel health --config sentinel.toml"))
+def health(config: MaybeConfig = None) -> None:
+    """Ask the daemon whether it works: exit code 0, or 1."""
+    call("health", config=config)
+
+
 @app.command(epilog=_examples("sentinel models --config sentinel.toml"))
 def models(config: Config, json_file: Json = None) -> None:
     """List the models in the store."""

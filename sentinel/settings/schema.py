@@ -235,6 +235,10 @@ class HttpTlsSettings(Table):
         """For those who ask over HTTPS. Raises FileProblem."""
         return files.server_context(("http", "tls"), self.cert, self.key)
 
+    def pinned(self) -> ssl.SSLContext:
+        """For asking the daemon itself, by whatever name: it must hold the key of `cert`. Raises FileProblem."""
+        return files.pinned_context(("http", "tls", "cert"), self.cert)
+
 
 class HttpSettings(Table):
     host: Annotated[str, Text("text", "a host name or an address", _host)] = Field(
