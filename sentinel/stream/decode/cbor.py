@@ -44,10 +44,10 @@ def load_cbor(payload: bytes, *, strict: bool) -> Any:
         raise Malformed(Fate.BAD_SYNTAX, f"no CBOR: {error}"[:200]) from None
     if file.tell() != len(payload):
         raise Malformed(Fate.BAD_SYNTAX, f"no CBOR: {len(payload) - file.tell()} bytes after its end")
-    return _plain(value)
+    return _plain(value, strict)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, strict: bool) -> Any:
     """Without what only CBOR can say: undefined is null, NaN is text."""
     kind = type(value)
     if kind is int or kind is str or kind is bool:
@@ -55,18 +55,19 @@ def _plain(value: Any) -> Any:
     if kind is float:
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        if strict and not all(type(key) is str for key in value):
+            raise Malformed(Fate.BAD_SHAPE, "a key of a map is no text")
+        return {key: _plain(item, strict) for key, item in value.items()}
     if kind is list or kind is tuple:
-        return [_plain(item) for item in value]
+        return [_plain(item, strict) for item in value]
     return None if value is cbor2.undefined else value
 
 
-def _content(decoder: cbor2.CBORDecoder) -> Any:
-    return decoder.decode()
+def _content(value: Any, _immutable: bool) -> Any:
+    return value
 
 
-def _decimal_fraction(decoder: cbor2.CBORDecoder) -> Any:
-    pair = decoder.decode()
+def _decimal_fraction(pair: Any, _immutable: bool) -> Any:
     if isinstance(pair, list | tuple) and len(pair) == 2 and all(type(part) is int for part in pair):
         exponent, mantissa = pair
         return mantissa * 10.0**exponent if abs(exponent) <= 30 else "out of range"
@@ -74,6 +75,6 @@ def _decimal_fraction(decoder: cbor2.CBORDecoder) -> Any:
 
 
 # Times are left as text or number for the profile's `time`; the rest is no measurement and must cost nothing.
-_TAGS: dict[int, Callable[[cbor2.CBORDecoder], Any]] = dict.fromkeys(
+_TAGS: dict[int, Callable[[Any, bool], Any]] = dict.fromkeys(
     (0, 1, 2, 3, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799), _content
 ) | {4: _decimal_fraction}
