@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from sentinel.errors import ConfigError
 from sentinel.records import Fate, Message, PayloadFormat, Readings
 from sentinel.settings import Settings, load_settings
 from sentinel.stream.decode import Decoded, Decoder
@@ -329,6 +330,20 @@ class TestCbor:
         assert Read(tmp_path, self.PROFILE, payload).decoded.fates == [fate]
 
 
+@pytest.mark.parametrize(
+    "profile",
+    [
+        'topic = "t/{device}/{channel}"\nformat = "csv"',
+        'topic = "t/{device}/{channel}"\nreadings = { path = "*" }',
+        TOPIC + 'format = "value"\nchannels = ["a", "b"]',
+        TOPIC + 'format = "xml"',
+    ],
+)
+def test_a_profile_that_could_read_nothing_is_a_mistake_of_the_configuration(profile: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        load(tmp_path, profile)
+
+
 class TestToldApart:
     @pytest.mark.parametrize(
         ("payload", "channels"),
@@ -338,6 +353,7 @@ class TestToldApart:
             (cbor2.dumps({"a": 1}), ("a",)),
             (b"m,x=y a=1 1700000000000000000", ("m.a",)),
             (b'[{"bn": "dev1:", "n": "a", "v": 1}]', ("a",)),
+            (cbor2.dumps([{-2: "dev1:", 0: "a", 2: 1}]), ("a",)),
         ],
     )
     def test_without_a_format_each_is_what_it_can_only_be(

@@ -416,6 +416,13 @@ class ProfileSettings(Table):
             problems.append(f'channels must have distinct names: "{twice[0]}" is there twice')
         if len(of_channels) > self.max_channels:
             problems.append(f"channels must be at most max_channels = {self.max_channels}")
+        if "channel" in names and (self.readings is not None or self.format in ("csv", "influx", "senml")):
+            what = "readings" if self.readings is not None else f'format = "{self.format}"'
+            problems.append(
+                f'{what} names the channels in the payload: leave {{channel}} out of topic = "{self.topic}"'
+            )
+        if self.format == "value" and len(of_channels) > 1 and "channel" not in names:
+            problems.append('format = "value" has one channel: name one, or have {channel} in the topic')
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -440,17 +447,17 @@ class ProfileSettings(Table):
         window = self.align_window
         if window is None:
             window = _ONE_PER_TOPIC_WINDOW if named_by_topic else 0.0
-        channels = self.channels and tuple(channel.channel(named_by_topic=named_by_topic) for channel in self.channels)
-        if channels and self.format == "csv":
+        channels = [channel.channel(named_by_topic=named_by_topic) for channel in self.channels or ()]
+        if self.format == "csv":
             columns = self._columns()
-            channels = tuple(
+            channels = [
                 channel if given.path else replace(channel, path=(next(columns),))
                 for given, channel in zip(self.channels or (), channels, strict=True)
-            )
+            ]
         return ProfileSpec(
             name=name,
             topic=self.topic,
-            channels=channels,
+            channels=None if self.channels is None else tuple(channels),
             time=None if self.time is None else EventTime(self.time.path, self.time.unit),
             device_path=() if self.device is None else self.device.path,
             format=self.format,

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from sentinel.records import Fate, Message, PayloadFormat, ProfileSpec
 from sentinel.stream.decode import payload as json_form
-from sentinel.stream.decode.cbor import looks_like_cbor, read_cbor
+from sentinel.stream.decode.cbor import load_cbor, looks_like_cbor, read_cbor
 from sentinel.stream.decode.csvline import read_csv, read_number
 from sentinel.stream.decode.influx import read_influx
 from sentinel.stream.decode.payload import Malformed
@@ -23,28 +23,49 @@ class Format(Protocol):
     def __call__(self, message: Message) -> Any: ...
 
 
+def recognise(message: Message) -> tuple[PayloadFormat, Any]:
+    """The format that a payload can only have, and what it says: JSON, else what cannot be mistaken for it.
+
+    Raises Malformed: none of them, with the fault of the JSON that it is not.
+    """
+    try:
+        value = json_form.load(message)
+    except Malformed as no_json:
+        if no_json.fate is Fate.TOO_LARGE:
+            raise
+        if looks_like_cbor(message.payload):
+            pack = load_cbor(message.payload, strict=False)
+            if type(pack) is list and looks_like_senml(pack):
+                return "senml", resolve(pack, message)
+            return "cbor", read_cbor(message)
+        return "influx", _lines(message, no_json)
+    if type(value) is list and looks_like_senml(value):
+        return "senml", resolve(value, message)
+    return "json", value
+
+
 def _told_apart(message: Message) -> Any:
-    """JSON, else what cannot be mistaken for it: a CBOR map or array, Influx lines."""
+    return recognise(message)[1]
+
+
+def _told_apart_but_senml(message: Message) -> Any:
     try:
         return json_form.load(message)
     except Malformed as no_json:
         if no_json.fate is Fate.TOO_LARGE:
             raise
-        if looks_like_cbor(message.payload):
-            return read_cbor(message)
-        try:
-            return read_influx(message)
-        except Malformed:
-            raise no_json from None
+        return read_cbor(message) if looks_like_cbor(message.payload) else _lines(message, no_json)
 
 
-def _told_apart_with_senml(message: Message) -> Any:
-    value = _told_apart(message)
-    return resolve(value, message) if type(value) is list and looks_like_senml(value) else value
+def _lines(message: Message, otherwise: Malformed) -> Any:
+    try:
+        return read_influx(message)
+    except Malformed:
+        raise otherwise from None
 
 
 FORMATS: Mapping[PayloadFormat, Format] = {
-    "auto": _told_apart,
+    "auto": _told_apart_but_senml,
     "json": json_form.load,
     "value": read_number,
     "csv": read_csv,
@@ -57,5 +78,5 @@ FORMATS: Mapping[PayloadFormat, Format] = {
 def format_of(spec: ProfileSpec) -> Format:
     """The format of a profile. SenML is told apart where no path could mean the same array otherwise."""
     if spec.format == "auto" and spec.channels is None and spec.time is None and not spec.device_path:
-        return _told_apart_with_senml
+        return _told_apart
     return FORMATS[spec.format]
