@@ -23,7 +23,9 @@ ALERT_KINDS: tuple[AlertKind, ...] = ("prediction", "range", "rate", "stuck", "g
 AlertState = Literal["pending", "firing", "acknowledged", "shelved", "resolved"]
 Severity = Literal["info", "warning", "critical"]
 Direction = Literal["above", "below", "both"]
+PayloadFormat = Literal["auto", "json", "value", "csv", "influx", "senml", "cbor"]
 How = Literal["", "above", "below", "drifted", "noisy", "unlike the others", "out of all history"]
+TIMED_FORMATS: frozenset[PayloadFormat] = frozenset({"influx", "senml"})  # carry event times of their own
 DeviceState = Literal["learning", "calibrating", "scoring", "silent"]
 DEVICE_STATES: tuple[DeviceState, ...] = ("learning", "calibrating", "scoring", "silent")
 
@@ -63,8 +65,8 @@ class Fate(StrEnum):
     BAD_VALUE = "bad_value"  # every value of a wrong type, NaN or infinite
     BAD_TIME = "bad_time"  # event time missing, of a wrong type, or out of range
     BAD_DEVICE = "bad_device"  # device id empty or over 200 bytes
-    BAD_SHAPE = "bad_shape"  # valid JSON of a shape that the profile does not describe
-    BAD_SYNTAX = "bad_syntax"  # not JSON, not UTF-8, nested too deep, duplicate keys
+    BAD_SHAPE = "bad_shape"  # well-formed, of a shape that the profile does not describe
+    BAD_SYNTAX = "bad_syntax"  # not of the format, not UTF-8, nested too deep, duplicate keys
     TOO_LARGE = "too_large"  # payload over the limit
 
 
@@ -139,7 +141,9 @@ class ProfileSpec:
 
     Attributes:
         channels: None: learn the numeric leaves of the payloads (`channels = "auto"`).
-        time: None: receive time is event time.
+        time: None: receive time is event time, but for formats that carry their own.
+        format: how payloads are written; auto: told apart where that is safe.
+        readings_path: where a payload's readings lie; a last "*": each entry there is one, named by its key.
         alert_budget: alerts per second and device; 0: off (no prediction alerts).
         threshold: explicit threshold on the surprise, replacing the budget's; None: from the budget.
         silence_after: receive-time seconds without a reading; None: max(300 s, 10 usual intervals); 0: off.
@@ -159,6 +163,8 @@ class ProfileSpec:
     channels: tuple[Channel, ...] | None = None
     time: EventTime | None = None
     device_path: tuple[str, ...] = ()
+    format: PayloadFormat = "auto"
+    readings_path: tuple[str, ...] = ()
     alert_budget: float = 1 / 604800
     threshold: float | None = None
     silence_after: float | None = None
@@ -177,6 +183,11 @@ class ProfileSpec:
     model: ModelSpec = field(default_factory=ModelSpec)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
+    @property
+    def by_arrival(self) -> bool:
+        """Whether receive time is event time."""
+        return self.time is None and self.format not in TIMED_FORMATS
+
     @classmethod
     def load(cls, raw: Mapping[str, Any]) -> ProfileSpec:
         """Undo `dataclasses.asdict`, JSON in between or not."""
@@ -188,6 +199,7 @@ class ProfileSpec:
             "maintenance": tuple(
                 Maintenance(tuple(m["days"]), m["begin"], m["end"]) for m in raw.get("maintenance", ())
             ),
+            "readings_path": tuple(raw.get("readings_path", ())),
             "model": ModelSpec(**(raw["model"] | {"horizons": tuple(raw["model"]["horizons"])})),
         }
         return cls(**(dict(raw) | nested))

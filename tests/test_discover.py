@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import cbor2
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -224,6 +226,43 @@ class TestWhateverComes:
         out = decoded.decode(samples)
         assert out.refusals == []
         assert sum(len(readings) for readings in out.readings) == len(samples)
+
+
+NS = int(NOW) * 10**9
+FORMATS: dict[str, tuple[list[Message], dict[str, Any]]] = {
+    "csv": (
+        [message(f"t/p{n}/up", f"{NOW + k},{k / 7},{n + k / 3}".encode(), NOW + k) for k in range(9) for n in range(2)],
+        {"topic": "t/{device}/up", "format": "csv", "time": {"path": "0", "unit": "s"}},
+    ),
+    "influx": (
+        [message("metrics", f"cpu,host=h{k % 3} load={k / 7} {NS + k}".encode(), NOW + k) for k in range(9)],
+        {"topic": "metrics", "format": "influx", "device": {"path": "tags.host"}},
+    ),
+    "senml": (
+        [message("up", [{"bn": f"dev{k % 3}:", "bt": NOW + k, "n": "a", "v": k / 7}], NOW + k) for k in range(9)],
+        {"topic": "up", "format": "senml", "device": {"path": "bn"}},
+    ),
+    "cbor": (
+        [message(f"t/p{n}/up", cbor2.dumps({"ts": NOW + k, "a": k / 7})) for k in range(9) for n in range(2)],
+        {"topic": "t/{device}/up", "format": "cbor", "time": {"path": "ts", "unit": "s"}},
+    ),
+    "devices": (
+        [message("all", {f"d{n}": {"ts": NOW + k, "a": k / 7, "b": k / 3} for n in range(2)}) for k in range(9)],
+        {"topic": "all", "readings": {"path": "*"}, "time": {"path": "ts", "unit": "s"}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_each_format_is_recognised_and_every_message_read_by_its_proposal(name: str, tmp_path: Path) -> None:
+    samples, expected = FORMATS[name]
+    profile = one(samples)
+    assert {key: value for key, value in profile.items() if key != "channels"} == expected
+    specs = load(propose(samples), tmp_path).specs()
+    out = Decoder([(spec, [c.name for c in spec.channels or ()]) for spec in specs], "sentinel").decode(samples)
+    assert out.refusals == []
+    assert sum(len(readings) for readings in out.readings) >= len(samples)
+    assert np.isfinite(out.readings[0].values).all()
 
 
 class TestAgainstMosquitto:

@@ -19,9 +19,12 @@ import orjson
 from sentinel.errors import DataError
 from sentinel.records import Message
 from sentinel.settings import MqttSettings
+from sentinel.stream.decode.csvline import read_csv
+from sentinel.stream.decode.formats import recognise
+from sentinel.stream.decode.payload import Malformed, Record
 
 Unit = Literal["s", "ms", "us", "ns", "iso8601"]
-Kind = Literal["object", "number"]
+Kind = Literal["object", "number", "devices", "csv", "influx", "senml", "cbor"]
 Keys = tuple[str, ...]
 
 _DEPTH = 6  # of nesting that is looked into
@@ -40,7 +43,8 @@ _SCALES: dict[Unit, float] = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _TIME_NAME = re.compile(r"^(t|at|when|ts|dt)$|time|date|stamp|epoch|(^|_)ts(_|$)", re.IGNORECASE)
 _COUNTER_NAME = re.compile(r"^(seq|seq_?no|sequence|counter|n|(msg|message|packet)_?id)$", re.IGNORECASE)
 _DEVICE_NAME = re.compile(
-    r"^((device|dev|sensor|node|machine|asset|unit)(_?(id|name|eui))?|id|name|serial|source)$", re.IGNORECASE
+    r"^((device|dev|sensor|node|machine|asset|unit)(_?(id|name|eui))?|id|name|serial|source|host(name)?|bn)$",
+    re.IGNORECASE,
 )
 
 _LOCAL = MqttSettings()
@@ -131,7 +135,7 @@ def _read(samples: Sequence[Message], prefix: str) -> tuple[list[_Topic], set[st
         if message.topic.startswith("$") or message.topic.startswith(f"{prefix}/") or not message.payload:
             continue
         seen.add(message.topic)
-        for kind, leaves in _parse(message.payload):
+        for kind, leaves in _parse(message):
             topic = found.setdefault((message.topic, kind), _Topic(tuple(message.topic.split("/")), kind, []))
             topic.readings.append((message.received, leaves))
     best: dict[str, _Topic] = {}
@@ -143,17 +147,39 @@ def _read(samples: Sequence[Message], prefix: str) -> tuple[list[_Topic], set[st
     return topics, seen - {"/".join(topic.levels) for topic in topics}
 
 
-def _parse(payload: bytes) -> Iterator[tuple[Kind, dict[Keys, float | str]]]:
+def _parse(message: Message) -> Iterator[tuple[Kind, dict[Keys, float | str]]]:
+    """Kind and leaves of a message's readings."""
     try:
-        value = orjson.loads(payload)
-    except orjson.JSONDecodeError:
-        return
-    for item in [item for item in value if isinstance(item, dict)] if isinstance(value, list) else [value]:
-        leaves = dict(_leaves(item, ()))
+        found, value = recognise(message)
+    except Malformed:
+        try:
+            found, value = "csv", read_csv(message)
+        except Malformed:
+            return
+    kind: Kind = "object" if found not in ("csv", "influx", "senml", "cbor") else found
+    if kind == "object" and _holds_devices(value):
+        kind, value = "devices", list(value.values())
+    many = isinstance(value, list)
+    for item in value if many else [value]:
+        if isinstance(item, Record):
+            leaves = dict(_leaves(item.values, ())) | dict(_leaves(item.about, ()))
+        elif isinstance(item, dict) or not many:
+            leaves = dict(_leaves(item, ()))
+        else:
+            continue
         numbers = [keys for keys, leaf in leaves.items() if isinstance(leaf, float)]
-        if numbers:
-            alone = all(keys in ((), ("value",)) or _TIME_NAME.search(keys[-1]) for keys in numbers)
-            yield ("number" if alone and {(), ("value",)} & set(numbers) else "object"), leaves
+        if not numbers or (kind == "csv" and len(leaves) == 1):
+            continue
+        alone = all(keys in ((), ("value",)) or _TIME_NAME.search(keys[-1]) for keys in numbers)
+        yield ("number" if kind == "object" and alone and {(), ("value",)} & set(numbers) else kind), leaves
+
+
+def _holds_devices(value: object) -> bool:
+    """Whether a payload has a reading for each of several devices: numbered keys, of the same several numbers each."""
+    if not isinstance(value, dict) or len(value) < 2 or not all(re.search(r"\d", key) for key in value):
+        return False
+    shapes = {frozenset(keys for keys, leaf in _leaves(item, ()) if isinstance(leaf, float)) for item in value.values()}
+    return len(shapes) == 1 and len(shapes.pop()) > 1 and all(isinstance(item, dict) for item in value.values())
 
 
 def _leaves(item: object, keys: Keys) -> Iterator[tuple[Keys, float | str]]:
@@ -290,10 +316,16 @@ def _section(group: _Group, name: str) -> list[str]:
         f"[profiles.{name}]",
         f"topic = {_quote(group.template)}",
     ]
+    if group.kind == "devices":
+        lines.append('readings = { path = "*" }')
+    elif group.kind not in ("object", "number"):
+        lines.append(f"format = {_quote(group.kind)}")
     if group.device:
         lines.append(f"device = {{ path = {_path(group.device)} }}")
     times, units = _times(group)
-    if times:
+    if group.kind == "senml" or (group.kind == "influx" and times and units[times[0]] == "ns"):
+        lines.append("# a reading's time is the one that it carries")
+    elif times:
         lines.append(f"time = {{ path = {_path(times[0])}, unit = {_quote(units[times[0]])} }}")
         lines += [_comment(f"also a time: {'.'.join(keys)}") for keys in times[1:]]
     else:
@@ -314,7 +346,8 @@ def _channels(group: _Group, times: Iterable[Keys]) -> list[str]:
     for keys, seen in values.items():
         if keys in times:
             continue
-        name = next(name for name in _channel_names(keys) if name not in taken)
+        naming = (f"column_{keys[0]}",) if group.kind == "csv" else keys
+        name = next(name for name in _channel_names(naming) if name not in taken)
         taken.add(name)
         line = f"{{ name = {_quote(name)}, path = {_path(keys)} }},"
         if _counts(group, keys):
@@ -332,7 +365,7 @@ def _values(group: _Group) -> dict[Keys, list[float]]:
     values: dict[Keys, list[float]] = defaultdict(list)
     for _, leaves in group.readings():
         for keys, leaf in leaves.items():
-            if isinstance(leaf, float):
+            if isinstance(leaf, float) and not (group.kind == "influx" and keys == ("time",)):
                 values[keys].append(leaf)
     return values
 

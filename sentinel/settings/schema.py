@@ -10,8 +10,9 @@ import base64
 import ipaddress
 import math
 import ssl
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
@@ -22,7 +23,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from sentinel.errors import ConfigError
-from sentinel.records import Channel, Direction, EventTime, ModelSpec, ProfileSpec
+from sentinel.records import Channel, Direction, EventTime, ModelSpec, PayloadFormat, ProfileSpec
 from sentinel.settings import files, values
 
 _PROFILE = ProfileSpec(name="")
@@ -325,6 +326,12 @@ class TimeSettings(Table):
     unit: Literal["s", "ms", "us", "ns", "iso8601"] = Field(default="s", description="since 1970 UTC, or ISO 8601 text")
 
 
+class ReadingsSettings(Table):
+    path: PayloadPath = Field(
+        description='where the payload carries its readings; a last "*": each entry is one, its key the device or part of its id'
+    )
+
+
 class DevicePathSettings(Table):
     path: PayloadPath = Field(description="where the payload carries the device's id")
 
@@ -394,7 +401,16 @@ class ProfileSettings(Table):
         tuple[ChannelSettings, ...] | None,
         Text("list of channels", "a list of channels", _channels, words=(("auto", None),)),
     ] = Field(default=None, description="auto: every number that the payloads hold")
-    time: TimeSettings | None = Field(default=None, description="event time in the payload; left out: receive time")
+    format: PayloadFormat = Field(
+        default=_PROFILE.format,
+        description="how payloads are written; auto: JSON, CBOR maps, Influx lines and, with channels = auto, SenML",
+    )
+    readings: ReadingsSettings | None = Field(
+        default=None, description="left out: the payload is a reading, or an array of readings"
+    )
+    time: TimeSettings | None = Field(
+        default=None, description="event time in the payload; left out: receive time, with influx and senml their own"
+    )
     device: DevicePathSettings | None = Field(
         default=None, description="device id in the payload; left out: from the topic"
     )
@@ -481,6 +497,13 @@ class ProfileSettings(Table):
             problems.append(f'channels must have distinct names: "{twice[0]}" is there twice')
         if len(of_channels) > self.max_channels:
             problems.append(f"channels must be at most max_channels = {self.max_channels}")
+        if "channel" in names and (self.readings is not None or self.format in ("csv", "influx", "senml")):
+            what = "readings" if self.readings is not None else f'format = "{self.format}"'
+            problems.append(
+                f'{what} names the channels in the payload: leave {{channel}} out of topic = "{self.topic}"'
+            )
+        if self.format == "value" and len(of_channels) > 1 and "channel" not in names:
+            problems.append('format = "value" has one channel: name one, or have {channel} in the topic')
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -494,20 +517,32 @@ class ProfileSettings(Table):
             return math.inf
         return 1 / (self.alert_budget * _LEAST_TICKS_PER_ALERT)
 
+    def _columns(self) -> Iterator[str]:
+        """The columns of a CSV line that no path names, in order: those of the channels without one."""
+        paths = [table.path for table in (self.time, self.device, *(self.channels or ())) if table is not None]
+        return (str(column) for column in count() if (str(column),) not in paths)
+
     def spec(self, name: str) -> ProfileSpec:
         """What the stream knows of this profile."""
         named_by_topic = "channel" in values.wildcards(self.topic)
         window = self.align_window
         if window is None:
             window = _ONE_PER_TOPIC_WINDOW if named_by_topic else 0.0
+        channels = [channel.channel(named_by_topic=named_by_topic) for channel in self.channels or ()]
+        if self.format == "csv":
+            columns = self._columns()
+            channels = [
+                channel if given.path else replace(channel, path=(next(columns),))
+                for given, channel in zip(self.channels or (), channels, strict=True)
+            ]
         return ProfileSpec(
             name=name,
             topic=self.topic,
-            channels=None
-            if self.channels is None
-            else tuple(channel.channel(named_by_topic=named_by_topic) for channel in self.channels),
+            channels=None if self.channels is None else tuple(channels),
             time=None if self.time is None else EventTime(self.time.path, self.time.unit),
             device_path=() if self.device is None else self.device.path,
+            format=self.format,
+            readings_path=() if self.readings is None else self.readings.path,
             alert_budget=self.alert_budget,
             threshold=self.threshold,
             silence_after=self.silence_after,

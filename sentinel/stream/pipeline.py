@@ -142,7 +142,7 @@ class ProfileStream:
         self.table = DeviceTable(len(self.channels), spec.max_devices)
         self.rules = Rules(spec)
         self.book = AlertBook(spec)
-        self.aligner = Aligner(spec.align_window, spec.time is None) if spec.align_window > 0 else None
+        self.aligner = Aligner(spec.align_window, spec.by_arrival) if spec.align_window > 0 else None
         self.detector: Detector | None = None
         self.scorer: Scorer | None = None
         self.slabs: Slabs | None = None
@@ -473,7 +473,7 @@ class ProfileStream:
         """Fate of each row as a code: in order, a duplicate, or late."""
         table, slots = self.table, batch.slots
         last = table.last_time[slots]
-        if self.spec.time is None:
+        if self.spec.by_arrival:
             # The order of arrival is the order of time, also where several came at once or our clock stepped back.
             np.maximum(batch.time, last, out=batch.time)
             return np.full(len(batch), _USED)

@@ -10,13 +10,14 @@ import numpy as np
 from sentinel.records import Bools, Fate, Message, ProfileSpec, Readings
 from sentinel.stream.alerts import FLEET
 from sentinel.stream.decode import payload as wire
-from sentinel.stream.decode.payload import Malformed
+from sentinel.stream.decode.formats import format_of
+from sentinel.stream.decode.payload import MAX_READINGS, Malformed, Record
 from sentinel.stream.decode.topics import Template
 
 MAX_DEVICE_BYTES = 200
-MAX_READINGS = 1000  # in one message
 MAX_ROUTES = 1 << 18  # topics remembered
 LONGEST_ROUTE = 512  # characters of a topic that is remembered; a longer one is no device's
+EARLIEST = 1e8  # seconds since the epoch; a time before 1973 is one read in a wrong unit
 CLOCK_NAMES = frozenset({"ts", "time", "timestamp", "datetime"})  # never a channel that is learned by itself
 
 
@@ -69,9 +70,13 @@ class _Profile:
         self.channels = channels
         self.index = {name: at for at, name in enumerate(channels)}
         self.template = Template(spec.topic)
+        self.load = format_of(spec)
+        self.by_arrival = spec.by_arrival
         self.auto = spec.channels is None
         self.paths = [channel.path or (channel.name,) for channel in spec.channels or ()]
         self.flat = None if any(len(path) != 1 for path in self.paths) else [path[0] for path in self.paths]
+        # The channel of a bare number on a topic that names none.
+        self.bare = "value" if self.auto else channels[0] if spec.format == "value" and len(channels) == 1 else None
         self.skip = spec.time.path if spec.time else ()
         self.clear()
 
@@ -82,6 +87,10 @@ class _Profile:
         self.message: list[int] = []
         self.bad = 0
         self.unknown = 0
+
+    def above(self, route: "_Route") -> str:
+        """What the topic says of a device whose own name the payload carries."""
+        return route.device if self.template.names or self.spec.readings_path[-1] != "*" else ""
 
     def column(self, name: str) -> int | None:
         """Column of a channel; a new one where the profile learns its channels and has room."""
@@ -149,6 +158,10 @@ class Decoder:
                 self._read(of, route, message, at, out)
             except Malformed as error:
                 out.fates[at] = error.fate
+                if error.fate is Fate.RETAINED:
+                    if route.device and not (of.spec.device_path or of.spec.readings_path):
+                        out.announced.append((of.spec.name, route.device))
+                    continue
                 out.refusals.append(Refusal(at, of.spec.name, error.fate, str(error)))
         for profile in self._profiles:
             readings = profile.flush()
@@ -186,34 +199,49 @@ class Decoder:
 
     def _read(self, profile: _Profile, route: _Route, message: Message, at: int, out: Decoded) -> None:
         spec = profile.spec
-        value = wire.load(message.payload)
-        if message.retain and spec.time is None:
-            out.fates[at] = Fate.RETAINED
-            if not spec.device_path:
-                out.announced.append((spec.name, route.device))
-            return
+        value = profile.load(message)
+        if message.retain and profile.by_arrival:
+            raise Malformed(Fate.RETAINED, "a retained message without an event time")
         if route.channel is not None:
             self._read_value(profile, route, message, at, value)
+        elif spec.readings_path:
+            self._read_all(profile, _entries(value, spec.readings_path, profile.above(route)), message, at, value)
         elif type(value) is dict:
             self._read_object(profile, route.device, message, at, value)
-        elif type(value) is list and len(value) > MAX_READINGS:
-            raise Malformed(Fate.TOO_LARGE, f"{len(value)} readings in one message, over {MAX_READINGS}")
         elif type(value) is list and value:
-            worst: Malformed | None = None
-            for item in value:
-                try:
-                    if type(item) is not dict:
-                        raise Malformed(Fate.BAD_SHAPE, "an array must hold objects")  # noqa: TRY301 - as above
-                    self._read_object(profile, route.device, message, at, item)
-                except Malformed as error:
-                    profile.bad += 1
-                    worst = error
-            if worst is not None and (not profile.message or profile.message[-1] != at):
-                raise worst
-        elif (type(value) is float or type(value) is int) and profile.auto:
-            self._read_value(profile, _Route(profile, route.device, "value"), message, at, value)
+            self._read_all(profile, [(route.device, item) for item in value], message, at)
+        elif (type(value) is float or type(value) is int) and profile.bare is not None:
+            self._read_value(profile, _Route(profile, route.device, profile.bare), message, at, value)
         else:
             raise Malformed(Fate.BAD_SHAPE, f"{type(value).__name__}, expected an object")
+
+    def _read_all(
+        self,
+        profile: _Profile,
+        items: Sequence[tuple[str, Any]],
+        message: Message,
+        at: int,
+        around: dict[str, Any] | None = None,
+    ) -> None:
+        """Several readings, each with its device; the message is refused if none can be used."""
+        if len(items) > MAX_READINGS:
+            raise Malformed(Fate.TOO_LARGE, f"{len(items)} readings in one message, over {MAX_READINGS}")
+        worst: Malformed | None = None
+        for device, item in items:
+            try:
+                if type(item) is Record:
+                    self._read_object(profile, device, message, at, item.values, item.about, item)
+                elif type(item) is dict:
+                    self._read_object(profile, device, message, at, item, around)
+                elif type(item) is Malformed:
+                    raise item
+                else:
+                    raise Malformed(Fate.BAD_SHAPE, "an array must hold objects")  # noqa: TRY301 - as above
+            except Malformed as error:
+                profile.bad += 1
+                worst = error
+        if worst is not None and (not profile.message or profile.message[-1] != at):
+            raise worst
 
     def _read_value(self, profile: _Profile, route: _Route, message: Message, at: int, value: Any) -> None:
         """One value a topic: a bare number, or {"value": number}."""
@@ -236,13 +264,28 @@ class Decoder:
         profile.rows.append(row)
         profile.message.append(at)
 
-    def _read_object(self, profile: _Profile, device: str, message: Message, at: int, value: dict[str, Any]) -> None:
+    def _read_object(
+        self,
+        profile: _Profile,
+        device: str,
+        message: Message,
+        at: int,
+        value: dict[str, Any],
+        around: dict[str, Any] | None = None,
+        record: Record | None = None,
+    ) -> None:
+        """One reading; what it does not say of device and time, `around` may."""
         spec = profile.spec
         if spec.device_path:
-            device = _device_of(value, spec.device_path)
-        time = (
-            message.received if spec.time is None else wire.seconds(wire.follow(value, spec.time.path), spec.time.unit)
-        )
+            found = wire.follow(value, spec.device_path)
+            device = _device_of(wire.follow(around, spec.device_path) if found is None else found)
+        if spec.time is not None:
+            found = wire.follow(value, spec.time.path)
+            time = wire.seconds(wire.follow(around, spec.time.path) if found is None else found, spec.time.unit)
+        elif profile.by_arrival or record is None:
+            time = message.received
+        else:
+            time = _own_time(record, message)
         known = bad = 0
         row: list[float]
         if profile.auto:
@@ -309,8 +352,40 @@ def _device_fault(device: str) -> str:
     return "" if device.strip("/") else "device id is empty"
 
 
-def _device_of(value: Any, path: tuple[str, ...]) -> str:
-    found = wire.follow(value, path)
+def _entries(value: Any, path: tuple[str, ...], device: str) -> list[tuple[str, Any]]:
+    """Device and reading of what lies at a path; after a last "*" each entry is one, its key part of the device's id."""
+    each = path[-1] == "*"
+    found = wire.follow(value, path[:-1] if each else path)
+    if each and type(found) is dict:
+        given = [(f"{device}/{key}" if device else key, item) for key, item in found.items()]
+    elif type(found) is dict or type(found) is list:
+        given = [(device, found)]
+    else:
+        raise Malformed(Fate.BAD_SHAPE, f"no readings at {'.'.join(path)!r}")
+    out: list[tuple[str, Any]] = []
+    for name, item in given:
+        if fault := _device_fault(name):
+            out.append((name, Malformed(Fate.BAD_DEVICE, fault)))
+        elif type(item) is list:
+            out.extend((name, part) for part in item)
+        else:
+            out.append((name, item))
+    return out
+
+
+def _own_time(record: Record, message: Message) -> float:
+    """Event time that a format carries by itself; without one, that of receipt."""
+    time = record.time
+    if time is None:
+        if message.retain:
+            raise Malformed(Fate.RETAINED, "a retained message without an event time")
+        return message.received
+    if not EARLIEST <= time <= wire.LATEST:
+        raise Malformed(Fate.BAD_TIME, f"time {time:g} s is out of range; is it in another unit? Set `time`")
+    return time
+
+
+def _device_of(found: Any) -> str:
     if type(found) is int:
         found = str(found)
     if type(found) is not str:

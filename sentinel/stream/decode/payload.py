@@ -3,14 +3,16 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
-from sentinel.records import EventTime, Fate
+from sentinel.records import EventTime, Fate, Message
 
 MAX_PAYLOAD = 1 << 20  # bytes
+MAX_READINGS = 1000  # in one message
 LARGEST = 1e30  # in any unit; a larger number is no measurement
 LATEST = 1e11  # seconds since the epoch, the year 5138
 TO_SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
@@ -24,14 +26,37 @@ class Malformed(Exception):
         self.fate = fate
 
 
-def load(payload: bytes) -> Any:
+@dataclass(slots=True)
+class Record:
+    """One reading of a format that itself says more than values.
+
+    Attributes:
+        values: where the channels' paths lead.
+        about: where the paths of device and time lead.
+        time: event time, s; None: it carries none.
+    """
+
+    values: dict[str, Any]
+    about: dict[str, Any]
+    time: float | None = None
+
+
+def sized(payload: bytes) -> bytes:
+    """The payload. Raises Malformed: too large."""
+    if len(payload) > MAX_PAYLOAD:
+        raise Malformed(Fate.TOO_LARGE, f"{len(payload)} bytes, over {MAX_PAYLOAD}")
+    return payload
+
+
+def load(message: Message) -> Any:
     """The JSON value of a payload.
 
     Raises:
         Malformed: too large, not UTF-8, not JSON, nested too deep, or with a key twice in one object.
     """
+    payload = message.payload
     if len(payload) > MAX_PAYLOAD:
-        raise Malformed(Fate.TOO_LARGE, f"{len(payload)} bytes, over {MAX_PAYLOAD}")
+        sized(payload)
     try:
         value = orjson.loads(payload)
     except orjson.JSONDecodeError as error:

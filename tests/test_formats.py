@@ -1,0 +1,404 @@
+"""Payload formats: what each is read as, what is refused, and that nothing escapes (invariant 7)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import cbor2
+import numpy as np
+import orjson
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from sentinel.errors import ConfigError
+from sentinel.records import Fate, Message, PayloadFormat, Readings
+from sentinel.settings import Settings, load_settings
+from sentinel.stream.decode import Decoded, Decoder
+from sentinel.stream.decode.payload import MAX_PAYLOAD, MAX_READINGS
+from sentinel.stream.pipeline import Pipeline
+
+NOW = 1_700_000_000.0
+TOPIC = 'topic = "t/{device}"\n'
+
+
+def load(directory: Path, profile: str) -> Settings:
+    file = directory / "sentinel.toml"
+    file.write_text(f"[profiles.p]\n{profile}")
+    return load_settings(file)
+
+
+class Read:
+    """What a profile makes of payloads on the topic `t/d`."""
+
+    def __init__(self, directory: Path, profile: str, *payloads: bytes | object, retain: bool = False) -> None:
+        messages = [
+            Message("t/d", payload if isinstance(payload, bytes) else orjson.dumps(payload), 1, retain, NOW)
+            for payload in payloads
+        ]
+        specs = load(directory, profile).specs()
+        self.decoded: Decoded = Decoder(
+            [(spec, [c.name for c in spec.channels or ()]) for spec in specs], "sentinel"
+        ).decode(messages)
+
+    @property
+    def readings(self) -> Readings:
+        assert not self.decoded.refusals
+        return self.decoded.readings[0]
+
+    @property
+    def rows(self) -> list[tuple[str, float, dict[str, float]]]:
+        """Device, time since `NOW`, and values of each reading."""
+        if not self.decoded.readings:
+            return []
+        of = self.decoded.readings[0]
+        return [
+            (
+                device,
+                round(time - NOW, 6),
+                {c: v for c, v in zip(of.channels, row, strict=True) if not np.isnan(v)},
+            )
+            for device, time, row in zip(of.device, of.time.tolist(), of.values.tolist(), strict=True)
+        ]
+
+
+def values(directory: Path, profile: str, *payloads: bytes | object) -> list[dict[str, float]]:
+    return [row for _, _, row in Read(directory, profile, *payloads).rows]
+
+
+class TestJson:
+    def test_one_message_holds_many_devices_by_their_keys(self, tmp_path: Path) -> None:
+        read = Read(
+            tmp_path,
+            'topic = "t/{site}"\nreadings = { path = "*" }\nchannels = ["a"]\ntime = { path = "ts" }',
+            {"d1": {"ts": NOW, "a": 1}, "d2": {"ts": NOW + 1, "a": 2}, "d3": {"a": 3}},
+        )
+        assert read.rows == [("d/d1", 0.0, {"a": 1.0}), ("d/d2", 1.0, {"a": 2.0})]
+        assert read.decoded.bad_values == {"p": 1}
+
+    def test_on_a_topic_without_wildcards_the_keys_are_the_devices(self, tmp_path: Path) -> None:
+        read = Read(tmp_path, 'topic = "t/d"\nreadings = { path = "*" }', {"d1": {"a": 1}, "d2": {"a": 2}})
+        assert [device for device, _, _ in read.rows] == ["d1", "d2"]
+
+    def test_an_array_of_readings_has_a_device_id_each(self, tmp_path: Path) -> None:
+        profile = TOPIC + 'device = { path = "id" }\nchannels = ["a"]'
+        rows = Read(tmp_path, profile, [{"id": "x", "a": 1}, {"id": "y", "a": 2}, {"a": 3}]).rows
+        assert rows == [("x", 0.0, {"a": 1.0}), ("y", 0.0, {"a": 2.0})]
+
+    def test_nested_readings_take_time_and_device_from_what_is_about_them(self, tmp_path: Path) -> None:
+        read = Read(
+            tmp_path,
+            TOPIC + 'readings = { path = "data.values" }\ndevice = { path = "gateway.id" }\ntime = { path = "at" }',
+            {"gateway": {"id": "g7"}, "at": NOW + 5, "data": {"values": [{"a": 1}, {"a": 2, "at": NOW + 6}]}},
+        )
+        assert read.rows == [("g7", 5.0, {"a": 1.0}), ("g7", 6.0, {"a": 2.0})]
+
+    def test_what_holds_no_readings_at_the_path_is_refused_once(self, tmp_path: Path) -> None:
+        read = Read(tmp_path, TOPIC + 'readings = { path = "data" }', {"a": 1}, {"data": 3}, {"data": [1, 2]})
+        assert read.decoded.fates == [Fate.BAD_SHAPE] * 3
+        assert len(read.decoded.refusals) == 3
+
+    def test_a_key_that_is_no_device_id_leaves_the_others(self, tmp_path: Path) -> None:
+        read = Read(
+            tmp_path, 'topic = "t/d"\nreadings = { path = "*" }', {"": {"a": 1}, "_fleet": {"a": 1}, "x": {"a": 2}}
+        )
+        assert [device for device, _, _ in read.rows] == ["x"]
+
+
+class TestNumber:
+    @pytest.mark.parametrize(("payload", "number"), [(b"21.5", 21.5), (b" -3\n", -3.0), (b"+1", 1.0), (b".5", 0.5)])
+    def test_a_bare_number_is_a_value(self, payload: bytes, number: float, tmp_path: Path) -> None:
+        assert values(tmp_path, TOPIC + 'format = "value"\nchannels = ["heat"]', payload) == [{"heat": number}]
+
+    @pytest.mark.parametrize(
+        ("payload", "fate"),
+        [(b"nan", Fate.BAD_VALUE), (b"-inf", Fate.BAD_VALUE), (b"on", Fate.BAD_SYNTAX), (b"1_0", Fate.BAD_SYNTAX),
+         (b"", Fate.BAD_SYNTAX), (b"\xff", Fate.BAD_SYNTAX), (b"1" * (MAX_PAYLOAD + 1), Fate.TOO_LARGE)],
+    )  # fmt: skip
+    def test_what_is_none_is_refused(self, payload: bytes, fate: Fate, tmp_path: Path) -> None:
+        assert Read(tmp_path, TOPIC + 'format = "value"', payload).decoded.fates == [fate]
+
+
+class TestCsv:
+    PROFILE = TOPIC + 'format = "csv"\nchannels = ["a", "b"]\n'
+
+    def test_channels_are_the_columns_in_order_but_for_those_of_time_and_device(self, tmp_path: Path) -> None:
+        profile = self.PROFILE + 'time = { path = "0", unit = "iso8601" }\ndevice = { path = "2" }'
+        (row,) = Read(tmp_path, profile, b"2023-11-14T22:13:21Z,1.5,pump-1,2").rows
+        assert row == ("pump-1", 1.0, {"a": 1.5, "b": 2.0})
+
+    @pytest.mark.parametrize(
+        "line", [b"1.5,2", b"1.5;2", b"1,5;2", b"1.5\t2", b'"1.5","2"\r\n', b"\xef\xbb\xbf1.5, 2 "]
+    )
+    def test_separators_quotes_and_decimal_commas(self, line: bytes, tmp_path: Path) -> None:
+        assert values(tmp_path, self.PROFILE, line) == [{"a": 1.5, "b": 2.0}]
+
+    def test_each_line_is_a_reading_and_an_empty_cell_is_missing(self, tmp_path: Path) -> None:
+        assert values(tmp_path, self.PROFILE, b"1,2\n,3\n\n4,\n") == [{"a": 1.0, "b": 2.0}, {"b": 3.0}, {"a": 4.0}]
+
+    def test_a_header_beside_rows_is_one_bad_value_not_a_lost_message(self, tmp_path: Path) -> None:
+        read = Read(tmp_path, self.PROFILE, b"a,b\n1,2")
+        assert [row for _, _, row in read.rows] == [{"a": 1.0, "b": 2.0}]
+        assert read.decoded.bad_values == {"p": 1}
+
+    @pytest.mark.parametrize(
+        ("payload", "fate"),
+        [(b"", Fate.BAD_SYNTAX), (b"a,b", Fate.BAD_VALUE), (b"nan,inf", Fate.BAD_VALUE), (b",", Fate.NO_CHANNEL),
+         (b'"1,2', Fate.BAD_SYNTAX), (b"1,2\n" * (MAX_READINGS + 1), Fate.TOO_LARGE)],
+    )  # fmt: skip
+    def test_what_is_none_is_refused(self, payload: bytes, fate: Fate, tmp_path: Path) -> None:
+        assert Read(tmp_path, self.PROFILE, payload).decoded.fates == [fate]
+
+
+class TestInflux:
+    PROFILE = TOPIC + 'format = "influx"\n'
+
+    def test_fields_are_channels_by_measurement_and_the_time_is_nanoseconds(self, tmp_path: Path) -> None:
+        (row,) = Read(
+            tmp_path, self.PROFILE, b'weather,place=hall temp=21.5,n=3i,m=4u,on=t,name="x y" 1700000001500000000'
+        ).rows
+        assert row == ("d", 1.5, {"weather.temp": 21.5, "weather.n": 3.0, "weather.m": 4.0})
+
+    def test_a_tag_may_name_the_device_and_lines_of_one_time_and_place_are_one_reading(self, tmp_path: Path) -> None:
+        read = Read(
+            tmp_path,
+            self.PROFILE + 'device = { path = "tags.host" }',
+            b"cpu,host=a load=1 1700000000000000000\nmem,host=a free=2 1700000000000000000\ncpu,host=b load=3 1700000000000000000",
+        )
+        assert read.rows == [("a", 0.0, {"cpu.load": 1.0, "mem.free": 2.0}), ("b", 0.0, {"cpu.load": 3.0})]
+
+    def test_escapes_and_comments(self, tmp_path: Path) -> None:
+        (row,) = Read(
+            tmp_path,
+            self.PROFILE,
+            rb"""# said first
+my\ room,a\,b=c\=d in\ side=1 1700000000000000000""",
+        ).rows
+        assert row[2] == {"my room.in side": 1.0}
+
+    def test_another_unit_of_time_is_set_and_not_guessed(self, tmp_path: Path) -> None:
+        seconds = b"m f=1 1700000002"
+        assert Read(tmp_path, self.PROFILE, seconds).decoded.fates == [Fate.BAD_TIME]
+        (row,) = Read(tmp_path, self.PROFILE + 'time = { path = "time", unit = "s" }', seconds).rows
+        assert row[1] == 2.0
+
+    def test_without_a_time_it_is_that_of_receipt_and_retained_it_only_announces(self, tmp_path: Path) -> None:
+        assert Read(tmp_path, self.PROFILE, b"m f=1").rows == [("d", 0.0, {"m.f": 1.0})]
+        retained = Read(tmp_path, self.PROFILE, b"m f=1", retain=True).decoded
+        assert (retained.fates, retained.announced) == ([Fate.RETAINED], [("p", "d")])
+
+    def test_a_bad_line_leaves_the_others(self, tmp_path: Path) -> None:
+        read = Read(tmp_path, self.PROFILE, b"m f=1\nno line\n")
+        assert [row for _, _, row in read.rows] == [{"m.f": 1.0}]
+        assert read.decoded.bad_values == {"p": 1}
+
+    @pytest.mark.parametrize(
+        "line",
+        [b"", b"# x", b"m", b"m,a= f=1", b"m f=", b"m f=1,", b"m f=0x1", b"m f=1_0", b"m f=nan", b"m f=1 1 1", b",f=1"],
+    )
+    def test_what_is_no_line_is_refused(self, line: bytes, tmp_path: Path) -> None:
+        assert Read(tmp_path, self.PROFILE, line).decoded.fates == [Fate.BAD_SYNTAX]
+
+
+SENML: Sequence[tuple[str, list[dict[Any, Any]], list[tuple[str, float, dict[str, float]]]]] = [
+    (
+        "a name and a value, now",
+        [{"n": "urn:dev:ow:10e2073a01080063", "u": "Cel", "v": 23.1}],
+        [("urn:dev:ow:10e2073a01080063", 0.0, {"value": 23.1})],
+    ),
+    (
+        "a base name and several quantities",
+        [
+            {"bn": "urn:dev:ow:10e2073a01080063:", "n": "voltage", "u": "V", "v": 120.1},
+            {"n": "current", "u": "A", "v": 1.2},
+        ],
+        [("urn:dev:ow:10e2073a01080063", 0.0, {"voltage": 120.1, "current": 1.2})],
+    ),
+    (
+        "a base time with relative times before it",
+        [
+            {"bn": "dev1:", "bt": NOW, "bu": "A", "bver": 5, "n": "voltage", "u": "V", "v": 120.1},
+            {"n": "current", "t": -5, "v": 1.2},
+            {"n": "current", "t": -4, "v": 1.3},
+        ],
+        [("dev1", 0.0, {"voltage": 120.1}), ("dev1", -5.0, {"current": 1.2}), ("dev1", -4.0, {"current": 1.3})],
+    ),
+    (
+        "times relative to now",
+        [{"bn": "dev1:", "n": "a", "v": 1, "t": -60}, {"n": "a", "v": 2}],
+        [("dev1", -60.0, {"a": 1.0}), ("dev1", 0.0, {"a": 2.0})],
+    ),
+    (
+        "a base value and a base sum are added",
+        [{"bn": "dev1:", "bv": 20, "bs": 100, "n": "a", "v": 1.5, "s": 3}, {"n": "b", "v": 0}],
+        [("dev1", 0.0, {"a": 21.5, "a_sum": 103.0, "b": 20.0})],
+    ),
+    (
+        "a base name that changes, and records of base fields only",
+        [{"bn": "dev1/"}, {"n": "a", "v": 1}, {"bn": "dev2/", "n": "a", "v": 2}],
+        [("dev1", 0.0, {"a": 1.0}), ("dev2", 0.0, {"a": 2.0})],
+    ),
+    (
+        "text, booleans and data are no numbers, unknown fields are passed over",
+        [{"bn": "dev1:", "n": "a", "v": 1, "extra": 2}, {"n": "b", "vs": "x"}, {"n": "c", "vb": True}, {"n": "d", "vd": "eA"}],
+        [("dev1", 0.0, {"a": 1.0})],
+    ),
+]  # fmt: skip
+LABELS = {"bver": -1, "bn": -2, "bt": -3, "bu": -4, "bv": -5, "bs": -6, "n": 0, "u": 1, "v": 2, "vs": 3, "vb": 4, "s": 5, "t": 6, "ut": 7, "vd": 8}  # fmt: skip
+
+
+class TestSenml:
+    PROFILE = TOPIC + 'format = "senml"\ndevice = { path = "bn" }'
+
+    @pytest.mark.parametrize(("pack", "rows"), [case[1:] for case in SENML], ids=[case[0] for case in SENML])
+    def test_packs_resolve_alike_in_json_and_cbor(
+        self, pack: list[dict[str, Any]], rows: list[tuple[str, float, dict[str, float]]], tmp_path: Path
+    ) -> None:
+        assert Read(tmp_path, self.PROFILE, pack).rows == rows
+        labelled = [{LABELS.get(key, key): value for key, value in record.items()} for record in pack]
+        assert Read(tmp_path, self.PROFILE, cbor2.dumps(labelled)).rows == rows
+
+    def test_decimal_fractions_are_numbers(self, tmp_path: Path) -> None:
+        pack = bytes.fromhex("81a2006161" + "02" + "c48220" + "18e7")  # n: "a", v: 231 * 10^-1
+        assert Read(tmp_path, TOPIC + 'format = "senml"', pack).rows == [("d", 0.0, {"a": 23.1})]
+
+    def test_the_device_is_that_of_the_topic_unless_set(self, tmp_path: Path) -> None:
+        assert Read(tmp_path, TOPIC + 'format = "senml"', [{"n": "a", "v": 1}]).rows == [("d", 0.0, {"a": 1.0})]
+
+    @pytest.mark.parametrize(
+        ("pack", "fate"),
+        [
+            ([{"n": "a", "v": 1, "must_": 1}], Fate.BAD_SHAPE),
+            ([{"n": "a", "v": 1, "bver": 11}], Fate.BAD_SHAPE),
+            ([{"n": "a", "v": "1"}], Fate.NO_CHANNEL),
+            ([{"n": "sp ace", "v": 1}], Fate.BAD_DEVICE),
+            ([{"v": 1}], Fate.BAD_DEVICE),
+            ([{"n": "a", "v": 1, "t": "now"}], Fate.BAD_TIME),
+            ([{"n": "a"}], Fate.NO_CHANNEL),
+            ([], Fate.BAD_SHAPE),
+            ({"n": "a", "v": 1}, Fate.BAD_SHAPE),
+            ([1], Fate.BAD_SHAPE),
+        ],
+    )
+    def test_what_is_no_pack_is_refused(self, pack: object, fate: Fate, tmp_path: Path) -> None:
+        assert Read(tmp_path, TOPIC + 'format = "senml"', pack).decoded.fates == [fate]
+
+    def test_retained_and_relative_to_now_it_only_announces(self, tmp_path: Path) -> None:
+        read = Read(tmp_path, TOPIC + 'format = "senml"', [{"n": "a", "v": 1, "t": -1}], retain=True)
+        assert read.decoded.fates == [Fate.RETAINED]
+
+
+class TestCbor:
+    PROFILE = TOPIC + 'format = "cbor"\nchannels = ["a", "b.c"]\n'
+
+    @pytest.mark.parametrize(
+        "payload",
+        [
+            cbor2.dumps({"a": 1.5, "b": {"c": 2}}),
+            cbor2.dumps([{"a": 1.5, "b": {"c": 2}}]),
+            b"\xd9\xd9\xf7" + cbor2.dumps({"a": 1.5, "b": {"c": 2}}),
+            bytes.fromhex("a26161f93e006162bf616302ff"),  # half precision; a map of no stated length
+        ],
+    )
+    def test_maps_and_arrays_are_read_as_in_json(self, payload: bytes, tmp_path: Path) -> None:
+        assert values(tmp_path, self.PROFILE, payload) == [{"a": 1.5, "b.c": 2.0}]
+
+    @pytest.mark.parametrize(
+        ("tagged", "unit"), [("c11a6553f102", "s"), ("c074323032332d31312d31345432323a31333a32325a", "iso8601")]
+    )
+    def test_tagged_times_are_their_content(self, tagged: str, unit: str, tmp_path: Path) -> None:
+        profile = self.PROFILE + f'time = {{ path = "t", unit = "{unit}" }}'
+        assert Read(tmp_path, profile, bytes.fromhex("a2616101" + "6174" + tagged)).rows == [("d", 2.0, {"a": 1.0})]
+
+    @pytest.mark.parametrize(
+        ("payload", "fate"),
+        [
+            (b"", Fate.BAD_SYNTAX),
+            (b"\xa1\x61a", Fate.BAD_SYNTAX),
+            (b"\xa1\x61a\x01\x00", Fate.BAD_SYNTAX),
+            (b"\xa2\x61a\x01\x61a\x02", Fate.BAD_SYNTAX),
+            (b"\x81" * 1000 + b"\x01", Fate.BAD_SYNTAX),
+            (b"\x9b\x00\x00\xff\xff\xff\xff\xff\xff", Fate.BAD_SYNTAX),
+            (b"\x5b\x00\xff\xff\xff\xff\xff\xff\xff", Fate.BAD_SYNTAX),
+            (b"\xa1\x41a\x01", Fate.BAD_SHAPE),
+            (b"\xa1\x61a\xf9\x7e\x00", Fate.BAD_VALUE),
+            (b"\xa1\x61a\xc2\x42\x01\x00", Fate.BAD_VALUE),
+            (b"\xa1\x61a\xf7", Fate.NO_CHANNEL),
+        ],
+    )
+    def test_what_is_no_map_of_numbers_is_refused(self, payload: bytes, fate: Fate, tmp_path: Path) -> None:
+        assert Read(tmp_path, self.PROFILE, payload).decoded.fates == [fate]
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        'topic = "t/{device}/{channel}"\nformat = "csv"',
+        'topic = "t/{device}/{channel}"\nreadings = { path = "*" }',
+        TOPIC + 'format = "value"\nchannels = ["a", "b"]',
+        TOPIC + 'format = "xml"',
+    ],
+)
+def test_a_profile_that_could_read_nothing_is_a_mistake_of_the_configuration(profile: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        load(tmp_path, profile)
+
+
+class TestToldApart:
+    @pytest.mark.parametrize(
+        ("payload", "channels"),
+        [
+            (b'{"a": 1}', ("a",)),
+            (b"21.5", ("value",)),
+            (cbor2.dumps({"a": 1}), ("a",)),
+            (b"m,x=y a=1 1700000000000000000", ("m.a",)),
+            (b'[{"bn": "dev1:", "n": "a", "v": 1}]', ("a",)),
+            (cbor2.dumps([{-2: "dev1:", 0: "a", 2: 1}]), ("a",)),
+        ],
+    )
+    def test_without_a_format_each_is_what_it_can_only_be(
+        self, payload: bytes, channels: tuple[str, ...], tmp_path: Path
+    ) -> None:
+        assert Read(tmp_path, TOPIC, payload).readings.channels == channels
+
+    def test_what_none_of_them_is_has_the_fate_that_json_gives_it(self, tmp_path: Path) -> None:
+        fates = Read(tmp_path, TOPIC, b"on", b"1,2", b"", b"nan", b"\xff").decoded.fates
+        assert fates == [Fate.BAD_SYNTAX] * 3 + [Fate.BAD_VALUE, Fate.BAD_SYNTAX]
+
+    def test_a_set_format_takes_no_other(self, tmp_path: Path) -> None:
+        assert Read(tmp_path, TOPIC + 'format = "json"', cbor2.dumps({"a": 1})).decoded.fates == [Fate.BAD_SYNTAX]
+
+
+SEEDS = [
+    b'{"a":1,"b":{"c":2}}',
+    b"1.5,2;3",
+    b'm,t=x a=1,b="q" 1700000000000000000\nm b=2i',
+    b'[{"bn":"d:","bt":1700000000,"n":"a","v":1},{"n":"b","s":2,"t":-1}]',
+    cbor2.dumps([{-2: "d:", 0: "a", 2: 1}]),
+    cbor2.dumps({"a": 1.5, "b": [1, {"c": None}]}),
+]
+
+
+@st.composite
+def near(draw: st.DrawFn) -> bytes:
+    """A payload of some format with bytes of it replaced, cut out or doubled."""
+    payload = bytearray(draw(st.sampled_from(SEEDS)))
+    for _ in range(draw(st.integers(0, 4))):
+        at = draw(st.integers(0, len(payload)))
+        payload[at : at + draw(st.integers(0, 3))] = draw(st.binary(max_size=3))
+    return bytes(payload)
+
+
+@pytest.mark.parametrize("name", get_args(PayloadFormat))
+@given(payloads=st.lists(st.binary(max_size=40) | near(), max_size=8))
+@example(payloads=[b"\xc1" * 5000, b"\xd8\x1c" * 5000, b"m f=" + b'"\\' * 5000, b"m" + b",a=b" * 5000, b"," * 5000])
+@settings(max_examples=100, deadline=None)
+def test_whatever_comes_has_one_fate_and_only_finite_numbers_come_out(
+    name: str, payloads: list[bytes], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    specs = load(tmp_path_factory.getbasetemp(), TOPIC + f'format = "{name}"').specs()
+    turn = Pipeline(specs, "sentinel").push([Message("t/d", payload, received=NOW) for payload in payloads], NOW)
+    assert sum(turn.fates.values()) == len(payloads)
+    for readings in turn.decoded.readings:
+        assert np.isfinite(readings.time).all()
+        assert (np.nanmax(np.abs(readings.values), axis=1) <= 1e30).all()
