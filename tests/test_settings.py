@@ -174,6 +174,8 @@ class TestTheFile:
             quiet_ticks = 3
             learn = "once"
             learn_after = 100
+            format = "cbor"
+            readings = { path = "data.*" }
             model = { cell = "gru", layers = 2, hidden = 8, dropout = 0.1, horizons = [1, 4], weights = "device" }
         """
         assert load(tmp_path, text).specs() == (
@@ -186,6 +188,8 @@ class TestTheFile:
                     Channel("w", ("a.b", "c"), max_rate=2.0, min_deviation=0.5, direction="above"),
                 ),
                 device_path=("meta", "id"),
+                format="cbor",
+                readings_path=("data", "*"),
                 alert_budget=2 / 86400,
                 threshold=5.0,
                 silence_after=0.0,
@@ -823,8 +827,8 @@ class TestReference:
             for pattern in FIELDS
             if not any(other[: len(pattern)] == pattern and other != pattern for other in FIELDS)
         }
-        tables = {"mqtt.tls", "http.tls", "profiles.NAME.channels", "profiles.NAME.time", "profiles.NAME.device"}
-        tables |= {"home_assistant", "webhooks"}
+        of_profile = {f"profiles.NAME.{table}" for table in ("channels", "readings", "time", "device")}
+        tables = {"mqtt.tls", "http.tls", "home_assistant", "webhooks"} | of_profile
         assert set(rows) == leaves | tables
         assert all(row.description and row.type for row in rows.values())
         assert rows["mqtt.port"] == ("mqtt.port", "whole number from 1 to 65535", "1883", "the broker's port")
@@ -834,7 +838,7 @@ class TestReference:
 
     def test_every_field_of_a_profile_spec_can_be_set(self) -> None:
         keys = {pattern[2] for pattern in FIELDS if pattern[:2] == ("profiles", "*") and len(pattern) == 3}
-        assert {*ProfileSpec.__dataclass_fields__} - {"name", "device_path"} <= keys | {"device_path"}
+        assert {*ProfileSpec.__dataclass_fields__} - {"name", "device_path", "readings_path"} <= keys
 
     def test_importing_settings_loads_nothing_heavy(self) -> None:
         code = "import sys, sentinel.settings; print(*({'torch', 'paho', 'prometheus_client'} & set(sys.modules)))"
