@@ -97,6 +97,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Of one commit, whose only bench tells the figure 5."""
     root = tmp_path / "repository"
     (root / "tests/bench").mkdir(parents=True)
+    for package in ("tests", "tests/bench"):
+        (root / package / "__init__.py").touch()
     (root / "tests/bench/skab.py").write_text(
         "import json, sys, pathlib\n"
         "out = pathlib.Path(sys.argv[sys.argv.index('--out') + 1])\n"
