@@ -271,7 +271,7 @@ class Service:
             messages: list[Message] = []
             commands: list[Command] = []
         else:
-            messages = self.broker.drain(self._wait(timeout), self._most, self._most * MOST_BYTES // MOST_MESSAGES)
+            messages = self.broker.drain(self._wait(timeout), self._most, self._most_bytes)
             commands = self._asked()
         now = self._clock()
         self._watch_clock(now)
@@ -294,9 +294,13 @@ class Service:
         self._last_turn = time.monotonic()
         return len(messages)
 
+    @property
+    def _most_bytes(self) -> int:
+        return self._most * MOST_BYTES // MOST_MESSAGES
+
     def _fills_a_turn(self, messages: list[Message]) -> bool:
         size = sum(len(message.payload) for message in messages)
-        return len(messages) >= self._most or size >= self._most * MOST_BYTES // MOST_MESSAGES // 2
+        return len(messages) >= self._most or size >= self._most_bytes // 2
 
     def _watch_clock(self, now: float) -> None:
         """Where the wall clock was set, or the machine slept, silence counts anew: nobody was silent in what it skipped."""

@@ -16,8 +16,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from sentinel.commands import _completion, backtest, demo
-from sentinel.commands._terminal import plain, say, show_facts, show_table, sparkline
+from sentinel.commands._terminal import say, show_facts, show_table, sparkline
 from sentinel.commands.app import app
+from sentinel.logs import printable
 from sentinel.model import learn as learning
 from tests import fleets
 from tests.test_devices import CONFIG, Plant
@@ -93,8 +94,8 @@ def invoked(*arguments: object) -> Callable[[], Any]:
 
 class TestText:
     def test_controls_are_escaped_and_the_rest_stays(self) -> None:
-        assert plain(NASTY) == SAID
-        assert plain("Pumpe 7 µm\n") == "Pumpe 7 µm\\n"
+        assert printable(NASTY) == SAID
+        assert printable("Pumpe 7 µm\n") == "Pumpe 7 µm\\n"
 
     def test_brackets_are_no_markup_and_long_lines_stay_whole(self, capsys: pytest.CaptureFixture[str]) -> None:
         say(f"[red]{NASTY}", "x " * 100)

@@ -1,22 +1,6 @@
-"use strict";
 // One canvas a part of the network, a row a unit, a column a tick; lines of score and values above.
 (() => {
-  const page = JSON.parse(document.getElementById("data").textContent);
-  const $ = (id) => document.getElementById(id);
-  const bytes = (text) => { // a loop: ten times as fast as Uint8Array.from
-    const raw = atob(text), out = new Uint8Array(raw.length);
-    for (let i = 0; i < raw.length; i++) out[i] = raw.charCodeAt(i);
-    return out;
-  };
-  const floats = (text) => new Float32Array(bytes(text).buffer);
-  const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
   const number = (x) => Number.isFinite(x) ? String(Number(x.toPrecision(4))) : "–";
-  const make = (tag, parent, name, text) => {
-    const node = parent.appendChild(document.createElement(tag));
-    if (name) node.className = name;
-    if (text !== undefined) node.textContent = text;
-    return node;
-  };
   const time = new Float64Array(bytes(page.time).buffer), ticks = time.length, dated = time[ticks - 1] > 1e8;
   const moment = (t) => dated ? new Date(t * 1000).toISOString().slice(0, 19).replace("T", " ") : `${number(t)} s`;
   const layers = page.layers.map((layer) => Object.fromEntries(Object.entries(layer).map(([k, v]) => [k, floats(v)])));

@@ -18,7 +18,7 @@ from sentinel.errors import DataError
 def page(title: str, body: Iterable[str], data: Any, script: str, styles: Sequence[str]) -> str:
     """The page. `script` and `styles` name files of this package; the script finds `data` in the element "data"."""
     style = "".join(_part(name) for name in styles)
-    code = _part(script)
+    code = _part("_page.js") + _part(script)
     only = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{only}'"
     text = json.dumps(data, separators=(",", ":"))

@@ -1,27 +1,11 @@
-"use strict";
 // Plots of one device at a time. All plots share one view, [from, to] in seconds.
 (() => {
-  const page = JSON.parse(document.getElementById("data").textContent);
-  const $ = (id) => document.getElementById(id);
   const plots = $("plots");
   if (!page.devices.length) return;
   const GUTTER = 66, RIGHT = 12, TOP = 8, BOTTOM = 22, FLAGGED = 1, LABELLED = 2, LEARNED = 4;
   const SECOND = 1, MINUTE = 60, HOUR = 3600, DAY = 86400;
 
-  const bytes = (text) => { // a loop: ten times as fast as Uint8Array.from
-    const raw = atob(text), out = new Uint8Array(raw.length);
-    for (let i = 0; i < raw.length; i++) out[i] = raw.charCodeAt(i);
-    return out;
-  };
-  const floats = (text) => new Float32Array(bytes(text).buffer);
-  const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
   const number = (x) => Number.isFinite(x) ? String(Number(x.toPrecision(5))) : "–";
-  const make = (tag, parent, name, text) => {
-    const node = parent.appendChild(document.createElement(tag));
-    if (name) node.className = name;
-    if (text !== undefined) node.textContent = text;
-    return node;
-  };
 
   // --- time as people write it ---
   const iso = (t) => new Date(t * 1000).toISOString();

@@ -8,26 +8,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sentinel.logs import printable
 from sentinel.records import Floats
 
 BARS = "▁▂▃▄▅▆▇█"
 
 
-def plain(text: str) -> str:
-    """One line of text that no device's or channel's name can break out of: controls and the like are escaped."""
-    return "".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in text)
-
-
 def cell(text: str) -> Text:
     """The same for rich, which would take brackets for markup."""
-    return Text(plain(text))
+    return Text(printable(text))
 
 
 def say(*lines: str, stderr: bool = False) -> None:
     """Print lines as they are, controls escaped, without markup, highlighting or wrapping."""
     console = Console(stderr=stderr)
     for line in lines:
-        console.print(plain(line), highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def show_table(
@@ -46,8 +42,8 @@ def show_table(
     """
     console = Console()
     if not console.is_terminal:
-        lines = ["\t".join(map(plain, row)) for row in [columns, *rows]]
-        print("\n".join([f"# {plain(title)}"] * bool(title) + lines))
+        lines = ["\t".join(map(printable, row)) for row in [columns, *rows]]
+        print("\n".join([f"# {printable(title)}"] * bool(title) + lines))
         return
     table = Table(title=cell(title) if title else None, title_justify="left", box=None)
     for name in columns:
@@ -59,7 +55,7 @@ def show_table(
 
 def show_facts(facts: Iterable[tuple[str, str]], indent: str = "") -> None:
     """Print names and what they are, a line each; only a terminal wraps them."""
-    pairs = [(plain(name), plain(text)) for name, text in facts]
+    pairs = [(printable(name), printable(text)) for name, text in facts]
     width = max((len(name) for name, _ in pairs), default=0)
     console = Console()
     if not console.is_terminal:

@@ -115,9 +115,9 @@ def call(command: str, **options: Any) -> None:
 
 
 def _complain(problem: str) -> None:
-    from sentinel.commands._terminal import plain  # loads what `--help` has no need of
+    from sentinel.logs import printable  # loads what `--help` has no need of
 
-    typer.echo("\n".join(map(plain, f"error: {problem}".splitlines())), err=True)
+    typer.echo("\n".join(map(printable, f"error: {problem}".splitlines())), err=True)
 
 
 def _version(wanted: bool) -> None:

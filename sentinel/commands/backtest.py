@@ -16,10 +16,12 @@ from sentinel.adapters.store import open_reader, open_snapshot
 from sentinel.adapters.tables import ScoresWriter, read_tables
 from sentinel.backtest import Backtest, Plan, Result, alert_json
 from sentinel.commands import _report
+from sentinel.commands._json import write_json
 from sentinel.commands._profile import profile_spec
 from sentinel.commands._progress import progress_bar
-from sentinel.commands._terminal import plain, say, show_facts, show_table, sparkline
+from sentinel.commands._terminal import say, show_facts, show_table, sparkline
 from sentinel.errors import DataError
+from sentinel.logs import printable
 from sentinel.records import ProfileSpec
 from sentinel.rerun import Rerun
 from sentinel.settings import load_settings
@@ -91,10 +93,7 @@ def _done(result: Result, summary: dict[str, Any], times: Times, out: Path | Non
     if out is not None:
         _write(out, result, summary, times)
     if json_file is not None:
-        try:
-            json_file.write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2))
-        except OSError as error:
-            raise DataError(f"{json_file} cannot be written ({error.strerror})") from error
+        write_json(json_file, summary)
     _show(summary, result, out)
 
 
@@ -237,7 +236,7 @@ def _show_episodes(result: Result) -> None:
         lasted = "open at the end" if alert.ended is None else _report.length(alert)
         channels = ", ".join(f"{name} {share:.0%}" for name, share in _report.shares(alert))
         row = [_report.moment(result, alert.started), _report.told_after(alert), lasted, alert.kind, channels]
-        rows.append([plain(text) for text in row])
+        rows.append([printable(text) for text in row])
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     say(f"  {lines[0]}")

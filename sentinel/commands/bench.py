@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from sentinel.adapters.store import Journal
-from sentinel.errors import DataError
+from sentinel.commands._json import write_json
 from sentinel.model import features
 from sentinel.model.calibrate import WEEK
 from sentinel.model.cells import Recurrence, State
@@ -54,10 +53,7 @@ def bench(*, json_file: Path | None) -> int:
         "journal_commit": _journal(),
     }
     if json_file is not None:
-        try:
-            json_file.write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2))
-        except OSError as error:
-            raise DataError(f"{json_file} cannot be written ({error.strerror})") from error
+        write_json(json_file, result)
     _print(result)
     return 0
 

@@ -25,8 +25,9 @@ from rich.live import Live
 from rich.text import Text
 
 from sentinel.commands._parts import HOST, PUMPS, RATE, ROOMS, await_port, child, free_port, tail
-from sentinel.commands._terminal import plain, say, show_table
+from sentinel.commands._terminal import say, show_table
 from sentinel.errors import DataError, Unavailable
+from sentinel.logs import printable
 from sentinel.simulate import FAULT_KINDS, PUMP, ROOM, Fault, Firing, Tally, tally
 
 HTTP_PORT = 9108
@@ -247,7 +248,7 @@ def _picture(scene: Scene) -> Group:
     head = Text(f"Sentinel demo {time.time() - scene.began:5.0f} s   devices: {states}", style="bold")
     where = Text(f"metrics: {scene.metrics}\n")
     if scene.lines or scene.scoring_at:
-        body = Text("\n").join(Text(plain(line), style="red" if "ALERT" in line else "") for line in scene.lines)
+        body = Text("\n").join(Text(printable(line), style="red" if "ALERT" in line else "") for line in scene.lines)
     else:
         body = Text("learning how each device behaves; faults follow in about a minute")
     foot = (

@@ -15,6 +15,7 @@ import torch
 
 from sentinel import trainer
 from sentinel.adapters.store import Store, open_snapshot
+from sentinel.commands._json import write_json
 from sentinel.commands._terminal import say, show_facts, show_table
 from sentinel.errors import DataError, ModelError, StoreError
 from sentinel.model.score import Detector
@@ -49,10 +50,7 @@ def devices(*, config: Path, action: str, device: str | None, json_file: Path | 
                 _print_one(row, result["as_of"])
         say(*(f"note: {note}" for note in result["notes"]), stderr=True)
     if json_file is not None:
-        try:
-            json_file.write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
-        except OSError as error:
-            raise DataError(f"{json_file} cannot be written ({error.strerror})") from error
+        write_json(json_file, result)
     return 0
 
 

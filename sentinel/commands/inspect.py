@@ -21,6 +21,7 @@ from torch import Tensor
 from sentinel import trainer, turns
 from sentinel.adapters.store import DeviceReader, Turn, open_device_reader, open_snapshot
 from sentinel.commands._heatmap import write_heatmap
+from sentinel.commands._json import write_json
 from sentinel.commands._profile import profile_spec
 from sentinel.commands._progress import progress_bar
 from sentinel.commands._terminal import say, show_table, sparkline
@@ -79,7 +80,7 @@ def inspect(
     torch.set_num_threads(1)
     result = look(settings.store.path, spec, device, last)
     if json_file is not None:
-        _write(json_file, orjson.dumps(result, option=orjson.OPT_SERIALIZE_NUMPY))
+        write_json(json_file, result, indent=False)
     if out is not None:
         write_heatmap(out, result, checked(result))
     _print(result)
@@ -314,10 +315,3 @@ def _print(result: dict[str, Any]) -> None:
 def _said(share: dict[str, float]) -> str:
     words = {"saturated": f"of cells |c| > {SATURATED:g}", "closed": f"< {CLOSED}", "open": f"> {OPEN}"}
     return ", ".join(f"{share[name]:.1%} {text}" for name, text in words.items() if name in share) or "–"
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written ({error.strerror})") from error

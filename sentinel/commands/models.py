@@ -9,8 +9,9 @@ import orjson
 
 from sentinel.adapters.models import SavedModel, list_models, load_model
 from sentinel.adapters.store import open_snapshot
+from sentinel.commands._json import write_json
 from sentinel.commands._terminal import show_table
-from sentinel.errors import DataError, ModelError
+from sentinel.errors import ModelError
 from sentinel.settings import load_settings
 
 _COLUMNS = ("profile", "version", "trained", "cell", "channels", "devices", "learned", "runs")
@@ -31,10 +32,7 @@ def models(*, config: Path, json_file: Path | None) -> int:
         for at, model in enumerate(list_models(root, name))
     ]
     if json_file is not None:
-        try:
-            json_file.write_bytes(orjson.dumps({"models": rows}, option=orjson.OPT_INDENT_2))
-        except OSError as error:
-            raise DataError(f"{json_file} cannot be written ({error.strerror})") from error
+        write_json(json_file, {"models": rows})
     if not rows:
         print(
             f"no models in {root} yet: `sentinel train` makes one, and so does `sentinel run` when it has learned enough"

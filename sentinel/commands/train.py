@@ -5,17 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
 import torch
 
 from sentinel import trainer
 from sentinel.adapters.store import open_reader
 from sentinel.adapters.tables import read_tables
 from sentinel.backtest import Backtest, Plan
+from sentinel.commands._json import write_json
 from sentinel.commands._profile import profile_spec
 from sentinel.commands._progress import progress_bar
 from sentinel.commands._terminal import say, show_facts
-from sentinel.errors import DataError
 from sentinel.records import ProfileSpec
 from sentinel.settings import load_settings
 from sentinel.stream.alerts import duration
@@ -63,10 +62,7 @@ def train(
         "loss_after": losses[1],
     }
     if json_file is not None:
-        try:
-            json_file.write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2))
-        except OSError as error:
-            raise DataError(f"{json_file} cannot be written ({error.strerror})") from error
+        write_json(json_file, result)
     say(f"model {version} of profile {profile}")
     show_facts(_facts(result), indent="  ")
     say("`sentinel run` uses it from its next start")
