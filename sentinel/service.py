@@ -80,6 +80,7 @@ OVERFULL_FOR = 60.0  # seconds after the last refused device that its alert stay
 SYSTEM = "_system"
 COMPILING = 300.0  # seconds that the arithmetic may take to compile at the first start
 REPLAY_SAYS_EVERY = 2.0
+_STARTED = ("mqtt", "http", "home_assistant", "webhooks")  # tables that a start reads, a reload does not
 
 log = structlog.get_logger("sentinel.service")
 
@@ -726,7 +727,10 @@ class Service:
                     stream.respec(spec)
                     self._commit([Configuration(spec)], now)
                     log.info("reloaded", profile=spec.name)
-            self.settings = fresh
+            started = {name: getattr(self.settings, name) for name in _STARTED}
+            for name in [name for name, given in started.items() if getattr(fresh, name) != given]:
+                log.warning("needs a restart", table=name)
+            self.settings = fresh.model_copy(update=started)
         self.notifier.ready("running")
 
     # --- state ---
