@@ -342,6 +342,21 @@ def test_ten_thousand_devices_are_said_at_a_bounded_rate_and_their_topics_are_al
     assert len(moved) == 10_000, "within a minute every score that moved is said again"
 
 
+def test_profiles_leave_one_another_what_they_do_not_need_and_none_waits_for_long() -> None:
+    """A plant of one large profile and empty ones appeared at the pace of a share."""
+    fleet, said = Fleet(1000), list[str]()
+    large, none = Scores(fleet.names, fleet.score, fleet.silent), Scores([], fleet.score[:0], fleet.silent[:0])
+    small = Scores(fleet.names[:1], fleet.score[:1], fleet.silent[:1])
+    for second in range(11):
+        fleet.published.clear()
+        fleet.sink.report({"large": large, "none": none, "empty": none, "small": small}, float(second))
+        assert len(fleet.published) <= AT_ONCE
+        said += [topic for topic, _ in fleet.published if not TOPIC.fullmatch(topic)]
+        if second == 3:
+            assert "sentinel/devices/small/d0" in said
+    assert len(said) == len(set(said)) == 1001
+
+
 def test_a_score_is_said_at_once_where_it_crosses_the_threshold_and_else_once_a_minute() -> None:
     fleet = Fleet(3)
     begun = fleet.settled()

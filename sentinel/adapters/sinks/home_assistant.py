@@ -70,6 +70,7 @@ class HomeAssistant:
         self._said: dict[Place, _Said] = {}
         self._alerts: dict[Place, Alert] = {}
         self._next: dict[str, int] = {}
+        self._reports = 0
 
     @property
     def status_topic(self) -> str:
@@ -107,9 +108,12 @@ class HomeAssistant:
 
     def report(self, profiles: Mapping[str, Scores], now: float) -> None:
         """Say what is new, a bounded number of messages at a time: devices first seen, then scores that have moved."""
-        share = max(AT_ONCE // max(len(profiles), 1), 2)
-        for profile, rows in profiles.items():
-            left, count, begin = share, len(rows.device), self._next.get(profile, 0)
+        left, names = AT_ONCE, list(profiles)
+        first = self._reports % max(len(names), 1)  # each begins in its turn, and has what those before it leave
+        self._reports += 1
+        for profile in names[first:] + names[:first]:
+            rows = profiles[profile]
+            count, begin = len(rows.device), self._next.get(profile, 0)
             for at in range(begin, begin + min(count, LOOKS)):
                 if left < 2:
                     break
