@@ -33,9 +33,11 @@ from sentinel.adapters.sinks import (
     AlertSink,
     alerts_filter,
     command_filter,
+    devices_filter,
     is_command,
     parse_alert_topic,
     parse_command,
+    parse_device_topic,
     status_topic,
 )
 from sentinel.adapters.sinks.home_assistant import ONLINE, HomeAssistant, Scores
@@ -225,7 +227,7 @@ class Service:
         if self.settings.mqtt.commands:
             own.append(command_filter(self.prefix))
         if self.home is not None:
-            own.append(self.home.status_topic)
+            own += [self.home.status_topic, devices_filter(self.prefix)]
         for webhook in self.webhooks:
             webhook.start()
         self.broker.start([*filters, *own])
@@ -453,9 +455,17 @@ class Service:
         return found
 
     def _clear_if_stale(self, message: Message) -> None:
-        """At start the broker tells our own retained alerts; one that is no longer open is cleared."""
+        """At start the broker tells what we retain: alerts no longer open and devices no longer known are cleared."""
+        if not message.payload:
+            return
+        shown = parse_device_topic(self.prefix, message.topic)
+        if self.home is not None and shown is not None and shown.profile is not None and shown.device is not None:
+            known = self.pipeline.profiles.get(shown.profile)
+            if known is not None and shown.device not in known.table.slot_of:
+                self.home.forget(shown.profile, shown.device)
+            return
         place = parse_alert_topic(self.prefix, message.topic)
-        if place is None or not message.payload:
+        if place is None:
             return
         if place.profile is None:
             stale = not self._system.open

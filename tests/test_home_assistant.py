@@ -1,11 +1,12 @@
 """What Home Assistant discovers, and what it then shows.
 
-The schema and the rules of templates are those that its documentation gives for device discovery (2024.11 and newer).
+The schema and the rules of templates are those of device discovery in its releases 2024.11.3 and 2026.2.3, which were run
+with Sentinel by hand; what they did beyond the documentation is said at the tests.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 from sentinel.adapters.mqtt.client import MqttBroker, MqttOptions
 from sentinel.adapters.mqtt.memory import MemoryBroker
+from sentinel.adapters.mqtt.outbox import Publish
 from sentinel.adapters.sinks.home_assistant import AT_ONCE, EVERY, HomeAssistant, Scores
 from sentinel.adapters.store import MemoryStore
 from sentinel.adapters.store.memory import MemoryDisk
@@ -31,7 +33,7 @@ port = 0
 [mqtt]
 commands = true
 [home_assistant]
-[profiles.pump]
+[profiles.{profile}]
 topic = "{topic}"
 device = {{ path = "id" }}
 channels = [{{ name = "pressure", unit = "bar", min = 0, max = 16 }}, "flow", "heat"]
@@ -131,8 +133,6 @@ SCHEMA = {
         },
         "state_topic": _TEXT,
         "command_topic": _TEXT,
-        "qos": {"enum": [0, 1, 2]},
-        "encoding": _TEXT,
         **_AVAILABILITY,
     },
 }
@@ -179,17 +179,21 @@ class Home:
 
     def attributes(self, device: str) -> dict[str, Any]:
         component = self.devices()[device]["components"]["problem"]
-        found: dict[str, Any] = json.loads(self.retained()[component["json_attributes_topic"]])
+        payload = self.retained()[component["json_attributes_topic"]]
+        found: dict[str, Any] = json.loads(rendered(component["json_attributes_template"], payload))
         return found
 
 
 class Plant:
-    """A service on twins, a second a turn."""
+    """A service on twins, a second a turn. `before`: what its broker retains of an earlier one."""
 
-    def __init__(self, path: Path, topic: str) -> None:
-        (path / "sentinel.toml").write_text(CONFIG.format(topic=topic))
+    def __init__(
+        self, path: Path, topic: str, profile: str = "pump", before: Mapping[str, Publish] | None = None
+    ) -> None:
+        (path / "sentinel.toml").write_text(CONFIG.format(topic=topic, profile=profile))
         self.now = fleets.START
         self.broker = MemoryBroker(will_topic="sentinel/status", will_payload=b'{"state": "offline"}')
+        self.broker.retained.update(before or {})
         self.service = Service(
             load_settings(path / "sentinel.toml"),
             broker=self.broker,
@@ -269,6 +273,37 @@ def test_a_forgotten_device_leaves_home_assistant_and_nothing_retained_behind(pl
     assert "sentinel/devices/pump/p1" not in plant.broker.retained
 
 
+def test_a_device_that_the_store_has_lost_leaves_home_assistant_until_it_is_heard_again(
+    plant: Plant, tmp_path: Path
+) -> None:
+    """A retained problem of a device that nobody watches stayed on for ever."""
+    plant.send("p1", pressure=99.0)
+    plant.send("p2")
+    plant.turn()
+    plant.turn()
+    plant.service.shutdown()
+    anew = Plant(tmp_path, "plant/telemetry", before=plant.broker.retained)
+    assert anew.home.devices() == {}
+    assert not [topic for topic, kept in anew.broker.retained.items() if "/devices/" in topic and kept.payload]
+    anew.send("p1")
+    anew.turn()
+    anew.turn()
+    assert (list(anew.home.devices()), anew.home.shows("p1", "problem")) == (["p1"], "OFF")
+    anew.service.shutdown()
+
+
+def test_devices_of_a_profile_that_is_no_more_are_unavailable(plant: Plant, tmp_path: Path) -> None:
+    """They stay, for another daemon's profile looks no different; but nobody watches them, so they claim nothing."""
+    plant.send("p1", pressure=99.0)
+    plant.turn()
+    plant.turn()
+    assert plant.home.shows("p1", "problem") == "ON"
+    plant.service.shutdown()
+    anew = Plant(tmp_path, "plant/telemetry", "renamed", before=plant.broker.retained)
+    assert (anew.home.shows("p1", "problem"), anew.home.shows("p1", "score")) == ("unavailable", "unavailable")
+    anew.service.shutdown()
+
+
 def test_when_home_assistant_or_the_broker_starts_anew_all_is_said_again(plant: Plant) -> None:
     plant.send("p1")
     plant.send("p2", pressure=99.0)
@@ -330,6 +365,25 @@ class Fleet:
         raise AssertionError("it never ends")
 
 
+def test_each_component_asks_for_its_quality_of_service_itself() -> None:
+    """Home Assistant takes "qos" beside the components, hands it down to none, and subscribes with 0."""
+    (payload, *_) = Fleet(1).report(0.0).values()
+    config = json.loads(payload)
+    assert {name: component["qos"] for name, component in config["components"].items()} == {"problem": 1, "score": 1}
+
+
+def test_what_a_problem_shows_does_not_move_with_the_score() -> None:
+    """With the score among its attributes, Home Assistant recorded a new state of each problem a minute."""
+    fleet = Fleet(1)
+    config, before = (json.loads(payload) for payload in fleet.report(0.0).values())
+    begun = fleet.settled()
+    (after,) = fleet.report(begun + EVERY, fleet.score + 0.4).values()
+    problem = config["components"]["problem"]
+    assert json.loads(after)["score"] != before["score"]
+    for template in (problem["value_template"], problem["json_attributes_template"]):
+        assert rendered(template, after) == rendered(template, json.dumps(before).encode())
+
+
 def test_ten_thousand_devices_are_said_at_a_bounded_rate_and_their_topics_are_all_different() -> None:
     fleet, said = Fleet(10_000), set[str]()
     for second in range(2 * 10_000 // AT_ONCE):
@@ -340,6 +394,21 @@ def test_ten_thousand_devices_are_said_at_a_bounded_rate_and_their_topics_are_al
     for second in range(200, 200 + int(EVERY)):
         moved |= set(fleet.report(float(second), fleet.score + second / 1000))
     assert len(moved) == 10_000, "within a minute every score that moved is said again"
+
+
+def test_profiles_leave_one_another_what_they_do_not_need_and_none_waits_for_long() -> None:
+    """A plant of one large profile and empty ones appeared at the pace of a share."""
+    fleet, said = Fleet(1000), list[str]()
+    large, none = Scores(fleet.names, fleet.score, fleet.silent), Scores([], fleet.score[:0], fleet.silent[:0])
+    small = Scores(fleet.names[:1], fleet.score[:1], fleet.silent[:1])
+    for second in range(11):
+        fleet.published.clear()
+        fleet.sink.report({"large": large, "none": none, "empty": none, "small": small}, float(second))
+        assert len(fleet.published) <= AT_ONCE
+        said += [topic for topic, _ in fleet.published if not TOPIC.fullmatch(topic)]
+        if second == 3:
+            assert "sentinel/devices/small/d0" in said
+    assert len(said) == len(set(said)) == 1001
 
 
 def test_a_score_is_said_at_once_where_it_crosses_the_threshold_and_else_once_a_minute() -> None:
@@ -377,7 +446,7 @@ def test_a_real_broker_keeps_all_of_it_for_a_home_assistant_that_comes_later(tmp
         sink = HomeAssistant(broker.publish, "sentinel", "homeassistant")
         names = ["hall/pump 7", "50%+#$", "línea"]
         sink.report({"pump": Scores(names, np.array([0.3, np.nan, 1.2]), np.zeros(3, dtype=np.bool_))}, 0.0)
-        broker.publish("sentinel/status", b'{"state": "online"}', retain=True)
+        broker.publish("sentinel/status", b'{"state": "online", "profiles": {"pump": {}}}', retain=True)
         assert broker.flush(10.0)
         with plain_client(mosquitto.port, "homeassistant/#", "sentinel/#") as late:
             wait_until(lambda: len(late.got) >= 7)

@@ -117,6 +117,8 @@ class TestTopics:
     def test_every_alert_topic_says_whom_it_is_about(self, profile: str, device: str | None) -> None:
         place = Place(profile, device)
         assert sinks.parse_alert_topic("a/b", sinks.alert_topic("a/b", place)) == place
+        assert sinks.parse_device_topic("a/b", sinks.device_topic("a/b", place)) == place
+        assert sinks.parse_device_topic("a/b", sinks.alert_topic("a/b", place)) is None
 
     @pytest.mark.parametrize(
         ("device", "coded"),

@@ -102,9 +102,22 @@ def alerts_filter(prefix: str) -> str:
     return f"{prefix}/alerts/#"
 
 
+def devices_filter(prefix: str) -> str:
+    """The topic filter of what we retain of devices."""
+    return f"{prefix}/devices/#"
+
+
 def parse_alert_topic(prefix: str, topic: str) -> Place | None:
     """The inverse of `alert_topic`; None: not a topic of that kind."""
-    head = f"{prefix}/alerts/"
+    return _parse(f"{prefix}/alerts/", topic)
+
+
+def parse_device_topic(prefix: str, topic: str) -> Place | None:
+    """The inverse of `device_topic`; None: not a topic of that kind."""
+    return _parse(f"{prefix}/devices/", topic)
+
+
+def _parse(head: str, topic: str) -> Place | None:
     if not topic.startswith(head):
         return None
     profile, slash, device = topic[len(head) :].partition("/")

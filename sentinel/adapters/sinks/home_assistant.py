@@ -28,6 +28,7 @@ ONLINE = b"online"
 _IDS = "sentinel_"
 LONGEST_SLUG = 64
 _TOLD = ("firing", "acknowledged")
+_ATTRIBUTES = ("alert", "kind", "severity", "message")  # of the problem; none that moves while a device is well
 _NOT_IN_AN_ID = re.compile(r"[^a-zA-Z0-9_-]+")
 
 
@@ -70,6 +71,7 @@ class HomeAssistant:
         self._said: dict[Place, _Said] = {}
         self._alerts: dict[Place, Alert] = {}
         self._next: dict[str, int] = {}
+        self._reports = 0
 
     @property
     def status_topic(self) -> str:
@@ -107,9 +109,12 @@ class HomeAssistant:
 
     def report(self, profiles: Mapping[str, Scores], now: float) -> None:
         """Say what is new, a bounded number of messages at a time: devices first seen, then scores that have moved."""
-        share = max(AT_ONCE // max(len(profiles), 1), 2)
-        for profile, rows in profiles.items():
-            left, count, begin = share, len(rows.device), self._next.get(profile, 0)
+        left, names = AT_ONCE, list(profiles)
+        first = self._reports % max(len(names), 1)  # each begins in its turn, and has what those before it leave
+        self._reports += 1
+        for profile in names[first:] + names[:first]:
+            rows = profiles[profile]
+            count, begin = len(rows.device), self._next.get(profile, 0)
             for at in range(begin, begin + min(count, LOOKS)):
                 if left < 2:
                     break
@@ -139,7 +144,8 @@ class HomeAssistant:
         unique, state = self._id(place), device_topic(self._prefix, place)
         running = {
             "topic": status_topic(self._prefix),
-            "value_template": "{{ 'offline' if value_json.state == 'offline' else 'online' }}",
+            "value_template": "{{ 'offline' if value_json.state == 'offline'"
+            f" or '{place.profile}' not in value_json.profiles else 'online' }}}}",
         }
         heard = {"topic": state, "value_template": "{{ 'offline' if value_json.silent else 'online' }}"}
         problem = {
@@ -149,7 +155,9 @@ class HomeAssistant:
             "device_class": "problem",
             "value_template": "{{ 'ON' if value_json.problem else 'OFF' }}",
             "json_attributes_topic": state,
+            "json_attributes_template": _pick(_ATTRIBUTES),
             "availability": [running],  # a silent device is a problem that can be seen
+            "qos": 1,  # Home Assistant hands topics and availability of the device down to components, but not this
         }
         score = {
             "platform": "sensor",
@@ -161,12 +169,12 @@ class HomeAssistant:
             "value_template": "{{ value_json.score }}",
             "availability": [running, heard],
             "availability_mode": "all",
+            "qos": 1,
         }
         return {
             "device": {"identifiers": [unique], "name": place.device, "model": place.profile},
             "origin": {"name": "Sentinel", "sw_version": __version__},
             "state_topic": state,
-            "qos": 1,
             "components": {"problem": problem, "score": score},
         }
 
@@ -192,3 +200,8 @@ class HomeAssistant:
         digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12]
         slug = _NOT_IN_AN_ID.sub("_", f"{place.profile}_{place.device}")[:LONGEST_SLUG]
         return f"{_IDS}{slug}_{digest}"
+
+
+def _pick(names: Sequence[str]) -> str:
+    """The template of an object that has these members of a payload alone."""
+    return "{{ {" + ", ".join(f"'{name}': value_json.{name}" for name in names) + "} | tojson }}"
