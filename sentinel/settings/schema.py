@@ -670,6 +670,15 @@ class Settings(BaseSettings):
                 "mqtt.commands on a broker that takes anonymous clients: whoever reaches it can shelve alerts and forget "
                 f"devices; let the broker ask for a password and restrict who may write {mqtt.prefix}/command/#"
             )
+        if mqtt.host_id is not None and self.home_assistant is not None:
+            found.append(
+                "home_assistant with mqtt.host_id: the last will is Sparkplug's state then, and Home Assistant is not told "
+                "if Sentinel breaks off"
+            )
+        sparkplug = any(profile.format == "sparkplug" for profile in self.profiles.values())
+        for key in ("rebirth", "host_id"):
+            if getattr(mqtt, key) and not sparkplug:
+                found.append(f'mqtt.{key} has no effect without a profile of format = "sparkplug"')
         http = self.http
         asks = http.token_file or http.password_file
         if not asks and not _is_loopback(http.host):
