@@ -19,7 +19,7 @@ FIELDS = {
 
 def metric(name: str = "", kind: int = 0, value: Any = None, *, field: str = "", **more: Any) -> bytes:
     """One encoded metric; `kind` is also said, unless `field` names where the value goes."""
-    given = {"name": name.encode()} if name else {}
+    given: dict[str, Any] = {"name": name.encode()} if name else {}
     if value is None and not field:
         given["is_null"] = True
     elif value is not None:
@@ -59,7 +59,10 @@ class EdgeNode:
         """Of the node, or of a device; `values`: type and value by name."""
         control = []
         if not device:
-            self.seq, control = -1, [metric("bdSeq", UINT64, self.session), metric("Node Control/Rebirth", BOOLEAN, False)]
+            self.seq, control = (
+                -1,
+                [metric("bdSeq", UINT64, self.session), metric("Node Control/Rebirth", BOOLEAN, False)],
+            )
         metrics = []
         for name, (kind, value) in values.items():
             self._count += 1

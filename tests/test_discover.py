@@ -27,6 +27,7 @@ from sentinel.settings import MqttSettings, Settings, load_settings
 from sentinel.simulate import PUMP, ROOM, Fleet
 from sentinel.stream.decode.decoder import Decoder
 from tests.brokers import Mosquitto, free_port, plain_client
+from tests.edges import FLOAT, EdgeNode
 
 NOW = 1_780_000_000.0
 
@@ -245,6 +246,19 @@ FORMATS: dict[str, tuple[list[Message], dict[str, Any]]] = {
     "cbor": (
         [message(f"t/p{n}/up", cbor2.dumps({"ts": NOW + k, "a": k / 7})) for k in range(9) for n in range(2)],
         {"topic": "t/{device}/up", "format": "cbor", "time": {"path": "ts", "unit": "s"}},
+    ),
+    "sparkplug": (
+        [
+            Message(*sent, received=NOW + k)
+            for node in [EdgeNode("plant", "e1")]
+            for k in range(9)
+            for sent in (
+                [node.birth(NOW, {"p": (FLOAT, 0.5)}, "d1")]
+                if k == 0
+                else [node.data(NOW + k, {"p": (FLOAT, k / 8)}, "d1")]
+            )
+        ],
+        {"topic": "spBv1.0/plant/#", "format": "sparkplug"},
     ),
     "devices": (
         [message("all", {f"d{n}": {"ts": NOW + k, "a": k / 7, "b": k / 3} for n in range(2)}) for k in range(9)],

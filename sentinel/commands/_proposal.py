@@ -22,7 +22,16 @@ from sentinel.settings import MqttSettings
 from sentinel.stream.decode.csvline import read_csv
 from sentinel.stream.decode.formats import recognise
 from sentinel.stream.decode.payload import Malformed, Record
-from sentinel.stream.decode.sparkplug import NAMESPACE, NUMBERS, fits, is_control, number, parse_topic, read_payload, unit
+from sentinel.stream.decode.sparkplug import (
+    NAMESPACE,
+    NUMBERS,
+    fits,
+    is_control,
+    number,
+    parse_topic,
+    read_payload,
+    unit,
+)
 
 Unit = Literal["s", "ms", "us", "ns", "iso8601"]
 Kind = Literal["object", "number", "devices", "csv", "influx", "senml", "cbor"]
