@@ -1,11 +1,20 @@
 """What all tests share."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
 
+from tests.browsers import Browser, chromium
+
 torch.set_num_threads(1)  # as the daemon runs; results do not depend on it, speed on a busy machine does
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with chromium(tmp_path_factory.mktemp("chromium")) as started:
+        yield started
 
 
 @pytest.hookimpl(trylast=True)

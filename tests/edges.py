@@ -39,6 +39,11 @@ def payload(time: float, seq: int | None, *metrics: bytes) -> bytes:
     return encoded
 
 
+def parse(body: bytes) -> object:
+    """By the library alone."""
+    return _PAYLOAD.FromString(body)
+
+
 class EdgeNode:
     """One node with devices. Each method gives topic and payload of the next message.
 

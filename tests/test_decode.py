@@ -125,6 +125,10 @@ REFUSED: list[tuple[object, Fate]] = [
     (b"\xff\xfe", Fate.BAD_SYNTAX),
     (b"[" * 10_000 + b"]" * 10_000, Fate.BAD_SYNTAX),
     (b'{"ts":1,"pressure":1,"pressure":2}', Fate.BAD_SYNTAX),
+    (b'{"ts":1,"pressure" :1,"pressure":2}', Fate.BAD_SYNTAX),
+    (b'{"ts":1,"pressure"\n:1,"flow":{"value":2,"value":3}}', Fate.BAD_SYNTAX),
+    (b'[{"ts":1,"pressure":1,"pressure":2},{"ts":2}]', Fate.BAD_SYNTAX),
+    (b'{"ts":1,"pressure":{},"x":":","pressure":2}', Fate.BAD_SYNTAX),
     (b'{"ts":1,"pressure":NaN}', Fate.BAD_VALUE),
     (b'{"ts":1,"pressure":Infinity}', Fate.BAD_VALUE),
     (b'{"ts":1,"pressure":1e999}', Fate.BAD_VALUE),
@@ -154,6 +158,11 @@ class TestRefusals:
         assert out.fates == [fate]
         assert [refusal.fate for refusal in out.refusals] == [fate]
         assert not out.readings
+
+    @pytest.mark.parametrize("text", [":", '":', '{"pressure":1,"pressure":2}', "12:30:00"])
+    def test_colons_in_strings_are_no_keys(self, text: str) -> None:
+        (readings,) = decode(pump({"ts": 1, "pressure": 3, "flow": {"value": 4.5, "said": text}})).readings
+        assert readings.values.tolist() == [[3.0, 4.5]]
 
     def test_a_value_that_cannot_be_used_leaves_the_rest_of_its_reading(self) -> None:
         out = decode(pump({"ts": 1, "pressure": "high", "flow": {"value": 2}}))

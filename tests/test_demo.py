@@ -36,7 +36,7 @@ def alert(state: str, identity: str = "x", device: str = "north/pump-1", kind: s
 
 @pytest.fixture
 def scene() -> command.Scene:
-    return command.Scene(began=1000.0, metrics="http://127.0.0.1:1/metrics")
+    return command.Scene(began=1000.0, page="http://127.0.0.1:1/")
 
 
 class TestBookKeeping:
@@ -210,7 +210,7 @@ class TestAllOfIt:
             [sys.executable, "-m", "sentinel", "demo"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as demo:
             assert demo.stdout is not None
-            assert "metrics at http://127.0.0.1:" in demo.stdout.readline()
+            assert "page at http://127.0.0.1:" in demo.stdout.readline()
             wait_until(lambda: len(running(demo.pid)) == 3, what="broker, daemon and plant run")
             children = running(demo.pid)
             time.sleep(5)

@@ -111,6 +111,18 @@ class TestTopics:
         assert len(profiles(samples)) == 1
         assert "left out: home/{device}/state" in propose(samples)
 
+    @pytest.mark.parametrize(
+        "topic", ["d/1/set", "cmnd/d1/Power", "x/sensor/1/config", "z/bridge/health", "app/1/command/down"]
+    )
+    def test_commands_settings_and_their_answers_are_no_readings_and_are_named(self, topic: str) -> None:
+        samples = series(["d/1/x", "d/2/x"], {"a": 1.5}) + series([topic], {"a": 1.5})
+        assert one(samples)["topic"] == "d/{device}/x"
+        assert f"left out: commands, settings and their answers on 1 topic, such as {topic}" in propose(samples)
+
+    def test_an_entitys_state_is_a_device_and_not_a_channel(self) -> None:
+        samples = series(["home/sensor/bath_temperature/state", "home/sensor/desk_power/state"], 21, 22)
+        assert one(samples) == {"topic": "home/sensor/{device}/state", "channels": "auto"}
+
     @pytest.mark.parametrize("topic", ["sentinel/alerts/pump/a", "sentinel/status", "$SYS/broker/uptime"])
     def test_its_own_and_the_brokers_topics_are_no_traffic(self, topic: str) -> None:
         with pytest.raises(DataError, match="no readings"):
@@ -134,6 +146,11 @@ class TestPayloads:
         samples = series(["d/1/x", "d/2/x"], {"ts": value, "a": 1.5})
         assert one(samples)["time"] == {"path": "ts", "unit": unit}
         assert [channel["name"] for channel in one(samples)["channels"]] == ["a"]
+
+    @pytest.mark.parametrize(("text", "said"), [("2026-05-28T20:26:40", True), ("2026-05-28T20:26:40Z", False)])
+    def test_a_time_without_a_zone_is_said_to_be_taken_for_utc(self, text: str, said: bool) -> None:
+        samples = series(["d/1/x", "d/2/x"], {"ts": text, "a": 1.5})
+        assert ("name no zone" in propose(samples)) is said
 
     def test_a_time_may_lie_deep_and_have_any_name_if_it_is_now(self) -> None:
         samples = series(["d/1/x", "d/2/x"], {"meta": {"x": NOW}, "a": 1.5})

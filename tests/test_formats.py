@@ -1,5 +1,6 @@
 """Payload formats: what each is read as, what is refused, and that nothing escapes (invariant 7)."""
 
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -15,8 +16,9 @@ from sentinel.errors import ConfigError
 from sentinel.records import Fate, Message, PayloadFormat, Readings
 from sentinel.settings import Settings, load_settings
 from sentinel.stream.decode import Decoded, Decoder
-from sentinel.stream.decode.payload import MAX_PAYLOAD, MAX_READINGS
+from sentinel.stream.decode.payload import MAX_PAYLOAD, MAX_READINGS, MAX_VALUES
 from sentinel.stream.pipeline import Pipeline
+from tests.bench.formats import FORMS, decoder, turn
 
 NOW = 1_700_000_000.0
 TOPIC = 'topic = "t/{device}"\n'
@@ -368,6 +370,108 @@ class TestToldApart:
 
     def test_a_set_format_takes_no_other(self, tmp_path: Path) -> None:
         assert Read(tmp_path, TOPIC + 'format = "json"', cbor2.dumps({"a": 1})).decoded.fates == [Fate.BAD_SYNTAX]
+
+
+def test_the_bench_says_the_same_readings_in_every_format() -> None:
+    assert {form.format for form in FORMS.values()} == set(get_args(PayloadFormat)) - {"auto"}
+    (expected,) = decoder(FORMS["json"]).decode(turn(FORMS["json"])[:9]).readings
+    for name, form in FORMS.items():
+        (read,) = decoder(form).decode(turn(form)[:9]).readings
+        assert np.array_equal(read.values, expected.values[:, : read.values.shape[1]]), name
+        assert name == "value" or np.array_equal(read.time, expected.time), name
+
+
+def cbor_map(*items: bytes) -> bytes:
+    """A map of keys and values that are written already."""
+    return b"\xba" + (len(items) // 2).to_bytes(4) + b"".join(items)
+
+
+def colliding(count: int) -> list[bytes]:
+    """Arrays of two numbers that Python hashes to the same as tuples: solved for the second number."""
+    one, two, five = 11400714785074694791, 14029467366897019727, 2870177450012600261  # xxHash's primes
+    word = (1 << 64) - 1
+    keys: list[tuple[int, int]] = []
+    for a in range(1 << 20):
+        first = five + a * two & word
+        first = (first << 31 | first >> 33) * one & word
+        b = (1 - first) * pow(two, -1, 1 << 64) & word
+        if b < (1 << 61) - 1:
+            keys.append((a, b))
+        if len(keys) == count:
+            break
+    assert len({hash(key) for key in keys}) == 1
+    return [cbor2.dumps(list(key)) for key in keys]
+
+
+def of(unit: bytes, begin: bytes = b"", end: bytes = b"") -> bytes:
+    """As many units as a payload may hold."""
+    return begin + unit * ((MAX_PAYLOAD - len(begin) - len(end)) // len(unit)) + end
+
+
+NO_CBOR_IS_MADE: Sequence[tuple[str, bytes, Fate]] = [
+    ("colliding keys", cbor_map(*(part for key in colliding(5000) for part in (key, b"\0"))), Fate.BAD_SHAPE),
+    ("numbers as keys", cbor_map(*(p for n in range(9000) for p in (cbor2.dumps(n * 2.0**61), b"\0"))), Fate.BAD_SHAPE),
+    ("tagged keys", cbor_map(*(p for n in range(9000) for p in (b"\xc1" + cbor2.dumps(n), b"\0"))), Fate.BAD_SHAPE),
+    ("keys within", b"\x81\xa1\x61a" + cbor_map(*[b"\xf6\0"] * 9000), Fate.BAD_SHAPE),
+    ("empty maps", of(b"\xa0", b"\x9f", b"\xff"), Fate.TOO_LARGE),
+    ("empty maps in a map", of(b"\xa0", b"\xa1\x61a\x9f", b"\xff"), Fate.TOO_LARGE),
+    ("true", of(b"\xf5", b"\x9f", b"\xff"), Fate.TOO_LARGE),
+    ("empty chunks of bytes", of(b"\x40", b"\x81\x5f", b"\xff"), Fate.TOO_LARGE),
+    ("decimals", of(b"\xc4\x82\x18\x1e\x01", b"\x9f", b"\xff"), Fate.TOO_LARGE),
+]
+HOSTILE: Sequence[tuple[PayloadFormat, bytes, Fate]] = [
+    ("cbor", b"\xa1\x61a\xc2\x5a" + (MAX_PAYLOAD - 9).to_bytes(4) + b"\xff" * (MAX_PAYLOAD - 9), Fate.NO_CHANNEL),
+    ("cbor", b"\xa1\x61a\xc4\x82\x1b" + b"\x7f" * 8 + b"\x01", Fate.NO_CHANNEL),
+    ("cbor", b"\xa1\x61a\xd8\x23\x7a" + (1 << 19).to_bytes(4) + b"(" * (1 << 19), Fate.NO_CHANNEL),
+    ("cbor", b"\xa1\x61a\xd8\x1e\x82\x01\x00", Fate.NO_CHANNEL),
+    ("cbor", b"\xa1\x61a" + b"\xc1" * 100_000, Fate.BAD_SYNTAX),
+    ("cbor", of(b"\x61a\0", b"\xbf", b"\xff"), Fate.TOO_LARGE),
+    ("json", of(b"{},", b"[", b"{}]"), Fate.TOO_LARGE),
+    ("json", of(b"[[[]]],", b"[", b"{}]"), Fate.TOO_LARGE),
+    ("json", of(b'\\":', b'{"a":"', b'"}'), Fate.NO_CHANNEL),
+    ("json", of(b'"a":1,', b"{", b'"b":1}'), Fate.TOO_LARGE),
+    ("json", b'{"x":{' + b'"a":1,' * 100_000 + b'"b":1}}', Fate.BAD_SYNTAX),
+    ("csv", of(b"1,"), Fate.TOO_LARGE),
+    ("csv", of(b"1;"), Fate.TOO_LARGE),
+    ("influx", b"m," + b",".join(b"t%d=a" % n for n in range(5000)) + b" f=1", Fate.TOO_LARGE),
+    ("influx", of(b"a=1,", b"m ", b"b=1"), Fate.TOO_LARGE),
+    ("senml", of(b',{"n":"b","v":1}', b'[{"bn":"' + b"a" * (MAX_PAYLOAD // 2) + b'"}', b"]"), Fate.TOO_LARGE),
+    ("senml", b'[{"bn":"' + b"a" * 2000 + b'","n":"b","v":1}]', Fate.BAD_DEVICE),
+]
+
+
+class TestHostile:
+    @pytest.mark.parametrize("payload_format", ["cbor", "senml", "auto"])
+    @pytest.mark.parametrize(
+        ("payload", "fate"), [case[1:] for case in NO_CBOR_IS_MADE], ids=[case[0] for case in NO_CBOR_IS_MADE]
+    )
+    def test_what_would_cost_too_much_is_refused_before_anything_is_made_of_it(
+        self, payload: bytes, fate: Fate, payload_format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(cbor2, "CBORDecoder", lambda *_args, **_options: pytest.fail("it is decoded"))
+        assert Read(tmp_path, TOPIC + f'format = "{payload_format}"', payload).decoded.fates == [fate]
+
+    def test_a_thousand_readings_of_64_channels_are_not_too_many(self, tmp_path: Path) -> None:
+        reading = {f"c{n:02}": n for n in range(64)}
+        for payload in (cbor2.dumps([reading] * MAX_READINGS), orjson.dumps([reading] * MAX_READINGS)):
+            assert len(payload) > MAX_VALUES
+            assert len(Read(tmp_path, TOPIC, payload).readings) == MAX_READINGS
+
+    @pytest.mark.parametrize(("payload_format", "payload", "fate"), HOSTILE)
+    def test_it_takes_no_more_than_fifty_times_its_size(
+        self, payload_format: str, payload: bytes, fate: Fate, tmp_path: Path
+    ) -> None:
+        assert len(payload) <= MAX_PAYLOAD
+        specs = load(tmp_path, TOPIC + f'format = "{payload_format}"').specs()
+        decoder, messages = Decoder([(specs[0], [])], "sentinel"), [Message("t/d", payload, received=NOW)]
+        tracemalloc.start()
+        try:
+            decoded = decoder.decode(messages)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert decoded.fates == [fate]
+        assert peak < 50 * len(payload) + 100_000
 
 
 SEEDS = [

@@ -20,8 +20,9 @@ from sentinel.errors import DataError
 from sentinel.model.cells import GATES, Cell, Recurrence, State
 from sentinel.records import Promotion
 from tests import fleets
+from tests.browsers import Browser
 from tests.test_devices import CONFIG, Plant
-from tests.test_report import Browser, Page, browser  # noqa: F401 - a fixture
+from tests.test_report import Page
 
 NASTY = "p<b>\x1b[31m[red]"
 TICKS, MORE = 120, 40
@@ -227,7 +228,7 @@ class TestPage:
 
     def test_in_a_browser_it_draws_sorts_and_tells_without_an_error(
         self,
-        browser: Browser,  # noqa: F811 - the fixture
+        browser: Browser,
         plant: Plant,
         tmp_path: Path,
     ) -> None:

@@ -37,7 +37,7 @@ from sentinel.stream.pipeline import Pipeline
 from sentinel.window import MOST_TICKS, MOST_WATCHED, Window
 from tests import fleets
 from tests.brokers import wait_until
-from tests.test_report import Browser, browser  # noqa: F401 - a fixture
+from tests.browsers import Browser
 
 NASTY = "</script><script>document.title='hacked'</script>\"'&<b>"
 AWKWARD = ["a/b", "..", ".", "%41", "%2E%2E", "é ü?#&;=+", "!.", NASTY]
@@ -588,7 +588,7 @@ CHECK = AXE + (
 
 class TestInABrowser:
     @pytest.fixture(autouse=True)
-    def _quiet(self, browser: Browser, plant: Plant) -> Iterator[None]:  # noqa: F811 - the fixture
+    def _quiet(self, browser: Browser, plant: Plant) -> Iterator[None]:
         self.browser, self.plant = browser, plant
         browser.problems()
         yield

@@ -486,6 +486,21 @@ def test_more_devices_than_allowed_are_one_system_alert(start: Callable[..., Ben
     assert system.got[-1].payload == b""
 
 
+def test_a_reload_says_which_tables_need_a_restart_and_keeps_them_as_they_were(
+    start: Callable[..., Bench], tmp_path: Path
+) -> None:
+    bench = start()
+    changed = tmp_path / "changed.toml"
+    changed.write_text("[mqtt]\ncommands = true\n" + CONFIG.replace('"5m"', '"6m"'))
+    bench.service._reread = lambda: load_settings(changed)
+    with capture_logs() as logs:
+        bench.service.reload()
+        bench.turn(1.0)
+    assert [entry["table"] for entry in logs if entry["event"] == "needs a restart"] == ["mqtt"]
+    assert not bench.service.settings.mqtt.commands
+    assert bench.service.pipeline.profiles["pump"].spec.silence_after == 360.0
+
+
 def test_a_store_that_cannot_be_restored_is_left_as_it_is(start: Callable[..., Bench]) -> None:
     bench = start()
     bench.tick("d0", 0, fleets.healthy(1)[0])

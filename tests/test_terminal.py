@@ -201,7 +201,7 @@ class TestCommands:
         self, terminal: Terminal, capsys: pytest.CaptureFixture[str]
     ) -> None:
         def show() -> None:
-            scene = demo.Scene(began=1000.0, metrics="http://127.0.0.1:1/metrics")
+            scene = demo.Scene(began=1000.0, page="http://127.0.0.1:1/metrics")
             with demo._view(Console(), scene) as tell:
                 tell(f"ALERT {NASTY}")
             demo._summarise(scene)

@@ -57,6 +57,13 @@ _DEVICE_NAME = re.compile(
     re.IGNORECASE,
 )
 
+_NO_READINGS = re.compile(
+    "(^|/)(cmnd|command)/|/(set|get|command|config)$"
+    "|/bridge/(info|state|devices|groups|definitions|event|logging|health|request|response)(/|$)"
+    "|/event/(join|ack|txack|log)$"
+)
+"""Topics of commands and settings, and what Zigbee2MQTT and ChirpStack say of themselves: no readings, though numbers."""
+
 _LOCAL = MqttSettings()
 
 
@@ -113,7 +120,10 @@ def propose(samples: Sequence[Message], broker: MqttSettings = _LOCAL) -> str:
     Sentinel's own topics and $SYS are left out. Raises DataError when no message holds a number.
     """
     plants = _plants(samples)
-    topics, unread = _read([s for s in samples if not s.topic.startswith(f"{NAMESPACE}/")], broker.prefix)
+    aside = {message.topic for message in samples if _NO_READINGS.search(message.topic)}
+    of_plants = f"{NAMESPACE}/"
+    rest = [each for each in samples if each.topic not in aside and not each.topic.startswith(of_plants)]
+    topics, unread = _read(rest, broker.prefix)
     groups, clashing = _separate([group for group in _groups(topics) if _channel_keys(group)])
     if not groups and not plants:
         raise DataError(f"no readings in {len(samples)} messages: expected JSON objects with numbers, or bare numbers")
@@ -134,9 +144,9 @@ def propose(samples: Sequence[Message], broker: MqttSettings = _LOCAL) -> str:
     for group, other in clashing:
         text = f"left out: {group.template} ({len(group.topics)} topics) overlaps {other.template}"
         lines += ["", _comment(text)]
-    if unread:
-        example = min(unread)
-        lines += ["", _comment(f"no numbers read on {len(unread)} topics, such as {example}")]
+    for what, left in (("no numbers read", unread), ("left out: commands, settings and their answers", aside)):
+        if left:
+            lines += ["", _comment(f"{what} on {len(left)} topic{'s' * (len(left) > 1)}, such as {min(left)}")]
     return "\n".join(lines) + "\n"
 
 
@@ -270,8 +280,11 @@ def _named(group: _Group) -> _Group:
 def _channel_level(values: Sequence[set[str]]) -> int | None:
     """The level that names what is measured: one of known words, else the last that varies in words, else the last.
 
-    None where what varies is numbered, as devices are, or no level is left for root and device.
+    None where what varies is numbered, as devices are, where each topic is an entity's state, as Home Assistant
+    publishes it, or no level is left for root and device.
     """
+    if values[-1] == {"state"}:
+        return None
 
     def known(level: int) -> bool:
         return any(_QUANTITY.search(value) for value in values[level])
@@ -412,6 +425,9 @@ def _section(group: _Group, name: str) -> list[str]:
         lines.append("# a reading's time is the one that it carries")
     elif times:
         lines.append(f"time = {{ path = {_path(times[0])}, unit = {_quote(units[times[0]])} }}")
+        moments = [_moment(leaves.get(times[0])) for _, leaves in group.readings()]
+        if any(moment is not None and moment.tzinfo is None for moment in moments):
+            lines.append("# its times name no zone, and are taken for UTC")
         lines += [_comment(f"also a time: {'.'.join(keys)}") for keys in times[1:]]
     else:
         lines.append("# no event time in the payload: a reading's time is when it is received")
@@ -500,14 +516,21 @@ def _times(group: _Group) -> tuple[list[Keys], dict[Keys, Unit]]:
 
 def _unit(keys: Keys, leaf: float | str, received: float) -> Unit | None:
     if isinstance(leaf, str):
-        try:
-            moment = datetime.fromisoformat(leaf)
-        except ValueError:
+        moment = _moment(leaf)
+        if moment is None:
             return None
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         return "iso8601" if abs(moment.timestamp() - received) < _DECADE else None
     near = _DECADE if _TIME_NAME.search(keys[-1]) else _HOUR
     return next((unit for unit, scale in _SCALES.items() if abs(leaf / scale - received) < near), None)
+
+
+def _moment(leaf: float | str | None) -> datetime | None:
+    """The moment that a text of ISO 8601 means; None: it is none."""
+    try:
+        return datetime.fromisoformat(leaf) if isinstance(leaf, str) else None
+    except ValueError:
+        return None
 
 
 def _quote(text: str) -> str:

@@ -24,6 +24,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from sentinel.commands._json import write_json
 from sentinel.commands._parts import HOST, PUMPS, RATE, ROOMS, await_port, child, free_port, tail
 from sentinel.commands._terminal import say, show_table
 from sentinel.errors import DataError, Unavailable
@@ -46,7 +47,7 @@ class Scene:
     """What the demo knows so far; what the view draws and the summary counts. Times are wall clock."""
 
     began: float
-    metrics: str
+    page: str
     total: int = PUMPS + ROOMS
     states: dict[str, int] = field(default_factory=dict)
     scoring_at: float | None = None
@@ -95,7 +96,7 @@ def demo(seconds: float | None, json_file: Path | None, seed: int) -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sentinel-demo-")))
         port, http = free_port(0), free_port(HTTP_PORT)
-        scene = Scene(began, f"http://{HOST}:{http}/metrics")
+        scene = Scene(began, f"http://{HOST}:{http}/")
         items: queue.Queue[Item] = queue.Queue()
         log = folder / "daemon.log"
         (folder / "sentinel.toml").write_text(config(port, http, folder / "state"), encoding="utf-8")
@@ -111,10 +112,7 @@ def demo(seconds: float | None, json_file: Path | None, seed: int) -> None:
             _watch(scene, children, folder, items, seconds, show)
     _summarise(scene)
     if json_file:
-        try:
-            json_file.write_bytes(orjson.dumps(summary(scene), option=orjson.OPT_INDENT_2))
-        except OSError as error:
-            raise DataError(f"{json_file}: {error.strerror}") from error
+        write_json(json_file, summary(scene))
     if seconds is not None and scene.scoring_at is None:
         raise Unavailable(f"no device was scored within {seconds:g} s")
 
@@ -139,7 +137,7 @@ def _watch(
         for name, process in children.items():
             if process.poll() is not None:
                 raise Unavailable(f"the demo's {name} stopped:\n{tail(folder / f'{name}.log')}")
-        scene.states = device_states(_get(scene.metrics))
+        scene.states = device_states(_get(f"{scene.page}metrics"))
         if scene.scoring_at is None and scene.states.get("scoring", 0) >= scene.total:
             scene.scoring_at = now
             show(f"{now - scene.began:6.1f} s  all {scene.total} devices are scored; faults follow")
@@ -224,7 +222,7 @@ def _row(count: Tally) -> tuple[str, str, str, str]:
 def _view(console: Console, scene: Scene) -> Iterator[Callable[[str | None], None]]:
     """A live picture on a terminal, plain lines elsewhere."""
     if not console.is_terminal:
-        say(f"metrics at {scene.metrics}; {scene.total} devices at {RATE:g} Hz")
+        say(f"page at {scene.page}; {scene.total} devices at {RATE:g} Hz")
 
         def show(line: str | None) -> None:
             if line:
@@ -246,7 +244,7 @@ def _picture(scene: Scene) -> Group:
     count = scene.count()
     states = ", ".join(f"{number} {state}" for state, number in scene.states.items() if number) or "starting"
     head = Text(f"Sentinel demo {time.time() - scene.began:5.0f} s   devices: {states}", style="bold")
-    where = Text(f"metrics: {scene.metrics}\n")
+    where = Text(f"page: {scene.page}\n")
     if scene.lines or scene.scoring_at:
         body = Text("\n").join(Text(printable(line), style="red" if "ALERT" in line else "") for line in scene.lines)
     else:

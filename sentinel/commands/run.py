@@ -15,6 +15,7 @@ def run(*, config: Path | None, broker: str | None, topic: str | None) -> int:
     def read() -> Settings:
         return load_settings(config, overrides=command_line(broker, topic))
 
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again
     settings = read()
     if not settings.profiles:
         raise ConfigError(["no profile: name a topic in [profiles.NAME], or give --topic"])

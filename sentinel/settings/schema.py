@@ -337,7 +337,9 @@ class WebhookSettings(Table):
 
 class TimeSettings(Table):
     path: PayloadPath = Field(description="where the payload carries the event time")
-    unit: Literal["s", "ms", "us", "ns", "iso8601"] = Field(default="s", description="since 1970 UTC, or ISO 8601 text")
+    unit: Literal["s", "ms", "us", "ns", "iso8601"] = Field(
+        default="s", description="since 1970 UTC, or ISO 8601 text, UTC where it names no zone"
+    )
 
 
 class ReadingsSettings(Table):

@@ -258,8 +258,8 @@ def train(folder: Path) -> Path:
 
 
 def measure_rate(contestant: Contestant, publisher: Publisher, plant: Plant, count: int, qos: int) -> float:
-    """Messages a second, after a warm-up that also gives each device a past."""
-    warm = plant.packets(DEVICES * WARM_TICKS // (1 if count > DEVICES * WARM_TICKS else 8), qos)
+    """Messages a second, after a warm-up that also gives each device a past that it is scored by."""
+    warm = plant.packets(DEVICES * WARM_TICKS, qos)
     publisher.send(b"".join(warm))
     contestant.wait(lambda: contestant.done() >= len(warm))
     packets = plant.packets(count, qos)

@@ -110,7 +110,8 @@ class MqttBroker:
     def refused(self) -> list[str]:
         """See `Broker`."""
         now = time.monotonic()
-        return [*self._forbidden.values(), *(reason for reason, until in self._muted.values() if now < until)]
+        muted = [*self._muted.values()]  # a copy: other threads ask
+        return [*self._forbidden.values(), *(reason for reason, until in muted if now < until)]
 
     @property
     def dropped(self) -> int:

@@ -18,9 +18,9 @@ def number(text: str) -> float | None:
 
 
 def text_of(message: Message) -> str:
-    """Raises Malformed: too large, or not UTF-8."""
+    """Raises Malformed: too large, of too many values, or not UTF-8."""
     try:
-        return sized(message.payload).decode("utf-8-sig")
+        return sized(message.payload, b",;\t").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Malformed(Fate.BAD_SYNTAX, f"not UTF-8: {error.reason} at byte {error.start}") from None
 

@@ -21,6 +21,7 @@ MAX_DEVICE_BYTES = 200
 MAX_ROUTES = 1 << 18  # topics remembered
 LONGEST_ROUTE = 512  # characters of a topic that is remembered; a longer one is no device's
 EARLIEST = 1e8  # seconds since the epoch; a time before 1973 is one read in a wrong unit
+_NUMBERS = frozenset({float, int})
 CLOCK_NAMES = frozenset({"ts", "time", "timestamp", "datetime"})  # never a channel that is learned by itself
 
 
@@ -125,7 +126,7 @@ class _Profile:
         if not self.device:
             return None
         width = len(self.channels)
-        if any(len(row) != width for row in self.rows):
+        if self.auto and any(len(row) != width for row in self.rows):
             self.rows = [row + [math.nan] * (width - len(row)) for row in self.rows]
         values = np.array(self.rows, dtype=np.float64).reshape(-1, width)
         readings = Readings(
@@ -351,7 +352,7 @@ class Decoder:
         else:
             time = _own_time(record, message)
         known = bad = 0
-        row: list[float]
+        row: list[Any]
         if profile.auto:
             row = [math.nan] * len(profile.channels)
             for name, number in wire.leaves(value, profile.skip):
@@ -366,21 +367,21 @@ class Decoder:
                 row[column] = number
                 known += 1
         else:
-            row = []
             keys = profile.flat
-            found = (
+            row = (
                 [value.get(key) for key in keys] if keys is not None else [wire.follow(value, p) for p in profile.paths]
             )
-            for item in found:
-                if type(item) is float or type(item) is int:
-                    row.append(item)
-                    known += 1
-                else:
-                    row.append(math.nan)
-                    bad += item is not None
+            known = len(row)
+            if not _NUMBERS.issuperset(map(type, row)):
+                for column, item in enumerate(row):
+                    if type(item) is not float and type(item) is not int:
+                        row[column] = math.nan
+                        known -= 1
+                        bad += item is not None
             if keys is not None:
                 extra = len(value) - known - bad - (spec.time is not None) - bool(spec.device_path)
-                profile.unknown += max(extra, 0)
+                if extra > 0:
+                    profile.unknown += extra
         if not known:
             fate = Fate.BAD_VALUE if bad else Fate.NO_CHANNEL
             raise Malformed(fate, "no known channel has a number")

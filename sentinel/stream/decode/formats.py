@@ -18,7 +18,7 @@ class Format(Protocol):
 
     An object is one reading, a number one value, a list several of them: objects, `Record`s (where the format itself
     names device or time), or `Malformed` for a part that cannot be used.
-    Blocks: never.   Raises: Malformed, nothing else.   Holds: at most some multiple of the payload.
+    Blocks: never.   Raises: Malformed, nothing else.   Holds: at most fifty times the payload.
     """
 
     def __call__(self, message: Message) -> Any: ...

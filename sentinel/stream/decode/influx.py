@@ -11,6 +11,8 @@ from sentinel.records import Fate, Message
 from sentinel.stream.decode.csvline import text_of
 from sentinel.stream.decode.payload import MAX_READINGS, Malformed, Record
 
+_MOST = 1024  # tags and fields of a line: the parser's time grows with the square of the tags
+
 
 def read_influx(message: Message) -> list[Record | Malformed]:
     """A record for each set of tags and time: {measurement: {field: value}}, with `tags` and `time` (as written) about it.
@@ -25,6 +27,8 @@ def read_influx(message: Message) -> list[Record | Malformed]:
     out: list[Record | Malformed] = []
     refused = Malformed(Fate.BAD_SYNTAX, "no line of Influx line protocol")
     for line in lines:
+        if line.count(",") >= _MOST:
+            raise Malformed(Fate.TOO_LARGE, f"over {_MOST} tags and fields in one line")
         try:
             point = parse_line(line.rstrip("\r"))
         except LineFormatError as error:

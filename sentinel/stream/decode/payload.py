@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,8 +14,11 @@ from sentinel.records import EventTime, Fate, Message
 
 MAX_PAYLOAD = 1 << 20  # bytes
 MAX_READINGS = 1000  # in one message
+MAX_VALUES = 1 << 17  # in one message, with their keys: of so many readings 64 channels each
 LARGEST = 1e30  # in any unit; a larger number is no measurement
 LATEST = 1e11  # seconds since the epoch, the year 5138
+_LEAVES = frozenset({str, int, float, bool, type(None)})
+_KEY = re.compile(rb'"\s*:')
 TO_SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 
@@ -41,10 +45,12 @@ class Record:
     time: float | None = None
 
 
-def sized(payload: bytes) -> bytes:
-    """The payload. Raises Malformed: too large."""
+def sized(payload: bytes, separators: bytes = b"") -> bytes:
+    """The payload. Raises Malformed: too large, or, going by the bytes that stand before values, of too many of them."""
     if len(payload) > MAX_PAYLOAD:
         raise Malformed(Fate.TOO_LARGE, f"{len(payload)} bytes, over {MAX_PAYLOAD}")
+    if len(payload) > MAX_VALUES and sum(map(payload.count, separators)) > MAX_VALUES:
+        raise Malformed(Fate.TOO_LARGE, f"over {MAX_VALUES} values")
     return payload
 
 
@@ -52,11 +58,11 @@ def load(message: Message) -> Any:
     """The JSON value of a payload.
 
     Raises:
-        Malformed: too large, not UTF-8, not JSON, nested too deep, or with a key twice in one object.
+        Malformed: too large, of too many values, not UTF-8, not JSON, nested too deep, or with a key twice in one object.
     """
     payload = message.payload
-    if len(payload) > MAX_PAYLOAD:
-        sized(payload)
+    if len(payload) > MAX_VALUES:
+        sized(payload, b",[{")
     try:
         value = orjson.loads(payload)
     except orjson.JSONDecodeError as error:
@@ -70,10 +76,27 @@ def load(message: Message) -> Any:
         ):
             raise Malformed(Fate.BAD_VALUE, "NaN or Infinity is not JSON; leave the key out or send null") from None
         raise Malformed(Fate.BAD_SYNTAX, str(error)) from None
-    # Each key is followed by '":'. More of them than keys: a key came twice, or the text stands in a string.
-    if type(value) is dict and payload.count(b'":') + payload.count(b'" :') != len(value):
-        _refuse_repeated_keys(payload)
+    # Each key is followed by a colon. More of them than keys: some stand in strings, or a key came twice.
+    if type(value) is dict or type(value) is list:
+        colons = payload.count(b":")
+        if colons != len(value) or type(value) is list:
+            keys = _keys(value)
+            if colons != keys and len(_KEY.findall(payload)) != keys:
+                _refuse_repeated_keys(payload)
     return value
+
+
+def _keys(value: Any) -> int:
+    """How many keys all objects in a value have."""
+    count, within = 0, [value]
+    while within:
+        node = within.pop()
+        if type(node) is dict:
+            count += len(node)
+            node = node.values()
+        if not _LEAVES.issuperset(map(type, node)):
+            within += [item for item in node if type(item) is dict or type(item) is list]
+    return count
 
 
 def _refuse_repeated_keys(payload: bytes) -> None:

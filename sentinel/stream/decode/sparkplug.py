@@ -5,7 +5,7 @@ the values that are no numbers: what a hostile payload nests or repeats is never
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -117,10 +117,11 @@ def parse_topic(topic: str) -> Place | None:
 def read_payload(message: Message) -> Payload:
     """Raises Malformed: too large, too many metrics, no Protocol Buffers, or a name that is not UTF-8."""
     payload_of, metric_of, _, _ = _messages()
-    payload = _parsed(payload_of, sized(message.payload))
-    if len(payload.metrics) > MAX_METRICS:
-        raise Malformed(Fate.TOO_LARGE, f"{len(payload.metrics)} metrics in one message, over {MAX_METRICS}")
-    metrics = [_metric(_parsed(metric_of, raw)) for raw in payload.metrics]
+    payload = _parsed(payload_of.FromString, sized(message.payload))
+    encoded = payload.metrics
+    if len(encoded) > MAX_METRICS:
+        raise Malformed(Fate.TOO_LARGE, f"{len(encoded)} metrics in one message, over {MAX_METRICS}")
+    metrics = _parsed(lambda each: [_metric(metric_of.FromString(raw)) for raw in each], encoded)
     seq = payload.seq if payload.HasField("seq") and payload.seq < MOST_SEQUENCE else None
     return Payload(payload.timestamp / 1e3 or None, seq, metrics)
 
@@ -190,20 +191,16 @@ def rebirth(now: float) -> bytes:
     return encoded
 
 
-def _parsed(kind: Any, encoded: bytes) -> Any:
+def _parsed(parse: Callable[[Any], Any], encoded: Any) -> Any:
     try:
-        return kind.FromString(encoded)
-    except Exception as error:  # of its own kind, which may be one of several implementations'
+        return parse(encoded)
+    except Exception as error:  # the library's, of whose implementations each has its own; a name that is not UTF-8
         raise Malformed(Fate.BAD_SYNTAX, f"no Sparkplug payload: {error}"[:200]) from None
 
 
 def _metric(raw: Any) -> Metric:
-    try:
-        name = raw.name.decode()
-    except UnicodeDecodeError:
-        raise Malformed(Fate.BAD_SYNTAX, "a metric's name is not UTF-8") from None
     return Metric(
-        name,
+        raw.name.decode(),
         raw.alias if raw.HasField("alias") else None,
         raw.datatype,
         raw.timestamp / 1e3 or None,
