@@ -23,11 +23,11 @@ ALERT_KINDS: tuple[AlertKind, ...] = ("prediction", "range", "rate", "stuck", "g
 AlertState = Literal["pending", "firing", "acknowledged", "shelved", "resolved"]
 Severity = Literal["info", "warning", "critical"]
 Direction = Literal["above", "below", "both"]
-PayloadFormat = Literal["auto", "json", "value", "csv", "influx", "senml", "cbor"]
+PayloadFormat = Literal["auto", "json", "value", "csv", "influx", "senml", "cbor", "sparkplug"]
 How = Literal["", "above", "below", "drifted", "noisy", "unlike the others", "out of all history"]
-TIMED_FORMATS: frozenset[PayloadFormat] = frozenset({"influx", "senml"})  # carry event times of their own
-DeviceState = Literal["learning", "calibrating", "scoring", "silent"]
-DEVICE_STATES: tuple[DeviceState, ...] = ("learning", "calibrating", "scoring", "silent")
+TIMED_FORMATS: frozenset[PayloadFormat] = frozenset({"influx", "senml", "sparkplug"})  # carry event times of their own
+DeviceState = Literal["learning", "calibrating", "scoring", "silent", "offline"]
+DEVICE_STATES: tuple[DeviceState, ...] = ("learning", "calibrating", "scoring", "silent", "offline")
 
 
 class Message(NamedTuple):
@@ -61,6 +61,7 @@ class Fate(StrEnum):
     DUPLICATE = "duplicate"  # same device, time and values as before
     LATE = "late"  # older than the device's last tick
     OVERFULL = "overfull"  # more devices than `max_devices`, or more pending readings than allowed
+    UNBORN = "unborn"  # Sparkplug data whose birth, which says what they mean, has not come
     NO_CHANNEL = "no_channel"  # no known channel with a usable value
     BAD_VALUE = "bad_value"  # every value of a wrong type, NaN or infinite
     BAD_TIME = "bad_time"  # event time missing, of a wrong type, or out of range
@@ -296,7 +297,57 @@ class Configuration:
         return self.spec.name
 
 
-Entry = Readings | Command | Timer | Promotion | Announcement | Configuration
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """Sparkplug: a node or a device is there, and from here on its metrics mean this.
+
+    Attributes:
+        node: "group/edge".
+        device: the node itself, whose birth ends what those of its devices said; or one of its devices.
+        metrics: name, alias (None: it has none) and data type of each.
+        session: the node's own bdSeq, which its death names; None: unsaid, or of a device.
+    """
+
+    profile: str
+    node: str
+    device: str
+    metrics: tuple[tuple[str, int | None, int], ...]
+    session: int | None = None
+
+    @classmethod
+    def load(cls, raw: Mapping[str, Any]) -> Birth:
+        """Undo `dataclasses.asdict`, JSON in between or not."""
+        return cls(**(dict(raw) | {"metrics": tuple((name, alias, kind) for name, alias, kind in raw["metrics"])}))
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """Sparkplug: these devices are offline; a node with all of its devices, or one of them."""
+
+    profile: str
+    node: str
+    devices: tuple[str, ...]
+
+    @classmethod
+    def load(cls, raw: Mapping[str, Any]) -> Death:
+        """Undo `dataclasses.asdict`, JSON in between or not."""
+        return cls(raw["profile"], raw["node"], tuple(raw["devices"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Sparkplug: how far the sequences of the nodes have come that a turn heard of.
+
+    Attributes:
+        numbers: newest sequence number (None: unknown) by node, or by a device of it that no birth has told of; of
+            several of one node the last holds.
+    """
+
+    profile: str
+    numbers: Mapping[str, int | None]
+
+
+Entry = Readings | Command | Timer | Promotion | Announcement | Configuration | Birth | Death | Heard
 """One input of the stream; the journal holds them in order, grouped by turn."""
 
 

@@ -44,6 +44,7 @@ from sentinel.adapters.sinks.home_assistant import ONLINE, HomeAssistant, Scores
 from sentinel.adapters.sinks.webhook import Webhook
 from sentinel.adapters.store import AnyStore, Row, SnapshotReport, SnapshotWriter, Store
 from sentinel.errors import ConfigError, ModelError, SentinelError, StoreError, Unavailable
+from sentinel.host import Host, Rebirths, denies
 from sentinel.learner import Learner
 from sentinel.model.learn import warm
 from sentinel.records import (
@@ -61,7 +62,8 @@ from sentinel.records import (
 )
 from sentinel.settings import Settings
 from sentinel.stream.alerts import FLEET, AlertBook, duration, quantity
-from sentinel.stream.decode import Refusal, Template
+from sentinel.stream.decode import Decoded, Refusal, Template
+from sentinel.stream.decode.sparkplug import command_topic, rebirth
 from sentinel.stream.pipeline import Outcome, Pipeline, ProfileStream
 from sentinel.window import Window
 
@@ -112,6 +114,8 @@ class Service:
         self._clocks_apart = clock() - steady()
         self.store = store if store is not None else Store(settings.store.path, settings.store.durability)
         self.prefix = settings.mqtt.prefix
+        self.host = Host(settings.mqtt.host_id, clock) if settings.mqtt.host_id else None
+        self.rebirths = Rebirths()
         self.broker = broker if broker is not None else self._make_broker()
         self.sink = AlertSink(self.broker.publish, self.prefix)
         asked_for = settings.home_assistant
@@ -189,8 +193,8 @@ class Service:
                 qos=1 if mqtt.qos else 0,
                 keepalive=mqtt.keepalive,
                 session_expiry=mqtt.session_expiry,
-                will_topic=status_topic(self.prefix),
-                will_payload=orjson.dumps({"state": "offline"}),
+                will_topic=self.host.topic if self.host else status_topic(self.prefix),
+                will_payload=self.host.will if self.host else lambda: orjson.dumps({"state": "offline"}),
             )
         )
 
@@ -228,6 +232,8 @@ class Service:
             own.append(command_filter(self.prefix))
         if self.home is not None:
             own += [self.home.status_topic, devices_filter(self.prefix)]
+        if self.host is not None:
+            own.append(self.host.topic)
         for webhook in self.webhooks:
             webhook.start()
         self.broker.start([*filters, *own])
@@ -254,6 +260,8 @@ class Service:
             learner.stop()
         if self.broker.connected:
             self.sink.status(orjson.dumps({"state": "offline"}))
+            if self.host is not None:
+                self.broker.publish(self.host.topic, self.host.offline(), retain=True)
             self.broker.flush(min(left(), 3.0))
         self._writer.wait(left())
         if self._restored:
@@ -337,6 +345,9 @@ class Service:
             if self.home is not None and self.home.is_own(message.topic):
                 if message.topic == self.home.status_topic and message.payload == ONLINE:
                     self.home.again()
+            elif self.host is not None and message.topic == self.host.topic:
+                if not message.retain and denies(message.payload):
+                    self._say_online()
             elif not own(message.topic):
                 given.append(message)
             elif is_command(self.prefix, message.topic):
@@ -346,6 +357,7 @@ class Service:
         turn = self.pipeline.push(given, now)
         for refusal in turn.decoded.refusals:
             self._dead_letter(refusal, given[refusal.message])
+        self._ask_for_births(turn.decoded, now)
         scored = time.perf_counter()
         self._count(turn.fates, turn.outcomes, turn.decoded.bad_values, turn.decoded.unknown)
         transitions = [t for outcome in turn.outcomes.values() for t in outcome.transitions]
@@ -484,6 +496,7 @@ class Service:
             self._epoch, self._listening_since, self._status = self.broker.epoch, now, b""
             if self.home is not None:
                 self.home.greet()
+            self._say_online()
             for stream in self._streams():
                 for device in stream.book.open:
                     retained = stream.book.retained(device)
@@ -493,6 +506,21 @@ class Service:
                             self.home.renew(retained)
         for stream in self._streams():
             stream.listening_since = self._listening_since
+
+    def _say_online(self) -> None:
+        if self.host is not None:
+            self.broker.publish(self.host.topic, self.host.online(), retain=True)
+
+    def _ask_for_births(self, decoded: Decoded, now: float) -> None:
+        """Let Sparkplug nodes say again what their metrics mean, where that is missing and may be asked for."""
+        for name, n in decoded.gaps.items():
+            self.metrics.sparkplug_gaps(name, n)
+        if self.settings.mqtt.rebirth:
+            for name, node in sorted(decoded.unborn):
+                if self.rebirths.may_ask(node, now):
+                    self.broker.publish(command_topic(node), rebirth(now), qos=0)
+                    self.metrics.sparkplug_rebirth(name)
+                    log.info("asked for a birth", profile=name, node=node)
 
     def _dead_letter(self, refusal: Refusal, message: Message) -> None:
         if self._letters_left < 1:
@@ -566,6 +594,7 @@ class Service:
         self._greet(now)
         self._letters_left = float(DEAD_LETTERS_A_SECOND)
         self._commands_left = COMMANDS_A_SECOND
+        self.rebirths.refill()
         self._timers(now)
         for name, learner in self._learners.items():
             # A promotion reads the journal: it waits until all that the stream took is there.
@@ -685,7 +714,9 @@ class Service:
                 stream.table.open[slots].copy(),
                 stream.table.last_seen[slots],
             )
-            scores[name] = Scores(view[name].device, view[name].score, stream.table.silent[slots])
+            scores[name] = Scores(
+                view[name].device, view[name].score, (stream.table.silent | stream.table.offline)[slots]
+            )
             learner = self._learners[name]
             profiles[name] = {
                 "stage": "scoring" if stream.detector is not None else learner.stage,

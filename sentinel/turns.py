@@ -7,7 +7,18 @@ from pathlib import Path
 from sentinel import trainer
 from sentinel.adapters.store import AnyReader, Turn
 from sentinel.errors import ModelError
-from sentinel.records import Announcement, Command, Configuration, Entry, Promotion, Readings, Timer
+from sentinel.records import (
+    Announcement,
+    Birth,
+    Command,
+    Configuration,
+    Death,
+    Entry,
+    Heard,
+    Promotion,
+    Readings,
+    Timer,
+)
 from sentinel.stream.pipeline import Outcome, Pipeline, ProfileStream
 
 
@@ -40,7 +51,7 @@ def apply(turn: Turn, pipeline: Pipeline, journal: AnyReader, models: Path) -> I
 
 
 def _apply(
-    entry: Readings | Command | Promotion | Announcement | Configuration,
+    entry: Readings | Command | Promotion | Announcement | Configuration | Birth | Death | Heard,
     turn: Turn,
     stream: ProfileStream,
     journal: AnyReader,
@@ -51,6 +62,11 @@ def _apply(
             return Applied(entry, stream, stream.absorb(entry, turn.now)[0])
         case Command():
             return Applied(entry, stream, stream.command(entry, turn.now))
+        case Birth() | Death():
+            stream.edges.take(entry)
+            return Applied(entry, stream, stream.presence(entry, turn.now))
+        case Heard():
+            stream.edges.take(entry)
         case Announcement(device=device):
             stream.announce(device, turn.now)
         case Configuration(spec=spec) if stream.takes(spec):

@@ -27,6 +27,7 @@ from sentinel.settings import MqttSettings, Settings, load_settings
 from sentinel.simulate import PUMP, ROOM, Fleet
 from sentinel.stream.decode.decoder import Decoder
 from tests.brokers import Mosquitto, free_port, plain_client
+from tests.edges import FLOAT, STRING, EdgeNode, metric, payload
 
 NOW = 1_780_000_000.0
 
@@ -263,6 +264,19 @@ FORMATS: dict[str, tuple[list[Message], dict[str, Any]]] = {
         [message(f"t/p{n}/up", cbor2.dumps({"ts": NOW + k, "a": k / 7})) for k in range(9) for n in range(2)],
         {"topic": "t/{device}/up", "format": "cbor", "time": {"path": "ts", "unit": "s"}},
     ),
+    "sparkplug": (
+        [
+            Message(*sent, received=NOW + k)
+            for node in [EdgeNode("plant", "e1")]
+            for k in range(9)
+            for sent in (
+                [node.birth(NOW, {"p": (FLOAT, 0.5)}, "d1")]
+                if k == 0
+                else [node.data(NOW + k, {"p": (FLOAT, k / 8)}, "d1")]
+            )
+        ],
+        {"topic": "spBv1.0/plant/#", "format": "sparkplug"},
+    ),
     "devices": (
         [message("all", {f"d{n}": {"ts": NOW + k, "a": k / 7, "b": k / 3} for n in range(2)}) for k in range(9)],
         {"topic": "all", "readings": {"path": "*"}, "time": {"path": "ts", "unit": "s"}},
@@ -280,6 +294,37 @@ def test_each_format_is_recognised_and_every_message_read_by_its_proposal(name: 
     assert out.refusals == []
     assert sum(len(readings) for readings in out.readings) >= len(samples)
     assert np.isfinite(out.readings[0].values).all()
+
+
+class TestSparkplug:
+    UNIT = bytes.fromhex("0a07") + b"engUnit" + bytes.fromhex("1207080c4203") + b"bar"  # a set of one property
+
+    def test_channels_are_the_numbers_of_births_with_their_units(self) -> None:
+        birth = payload(
+            NOW, 0, metric("p", FLOAT, 1.0, properties=self.UNIT), metric("off", FLOAT), metric("name", STRING, b"x"),
+            metric("Device Control/x", FLOAT, 1.0),
+        )  # fmt: skip
+        text = propose([Message("spBv1.0/Plant A/DBIRTH/e1/d1", birth, received=NOW)])
+        found = tomllib.loads(text)["profiles"]["plant_a"]
+        assert found["channels"] == [{"name": "p", "unit": "bar"}, {"name": "off"}]
+        assert "1 device, such as Plant A/e1/d1" in text
+
+    def test_data_by_aliases_whose_birth_was_not_seen_are_learned_and_it_says_what_would_name_them(self) -> None:
+        data = payload(NOW, 5, metric(field="double_value", value=1.0, alias=7))
+        text = propose([Message("spBv1.0/plant/DDATA/e1/d1", data, received=NOW)])
+        assert tomllib.loads(text)["profiles"]["plant"]["channels"] == "auto"
+        assert "rebirth = true" in text
+
+    def test_metrics_with_times_of_their_own_are_joined(self) -> None:
+        own = [metric(name, FLOAT, 1.0, timestamp=int((NOW + at) * 1e3)) for at, name in enumerate("ab")]
+        found = one([Message("spBv1.0/plant/DDATA/e1/d1", payload(NOW, 5, *own), received=NOW)])
+        assert found["align_window"] == "1s"
+
+    def test_what_is_no_sparkplug_under_its_name_is_left_out(self) -> None:
+        broken = Message("spBv1.0/plant/DDATA/e1/d1", b"\xff", received=NOW)
+        state = Message("spBv1.0/STATE/scada", b'{"online": true, "timestamp": 5}', received=NOW)
+        with pytest.raises(DataError, match="no readings"):
+            propose([broken, state])
 
 
 class TestAgainstMosquitto:

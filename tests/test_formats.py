@@ -22,6 +22,7 @@ from tests.bench.formats import FORMS, decoder, turn
 
 NOW = 1_700_000_000.0
 TOPIC = 'topic = "t/{device}"\n'
+SPARKPLUG = 'topic = "spBv1.0/#"\n'
 
 
 def load(directory: Path, profile: str) -> Settings:
@@ -500,8 +501,9 @@ def near(draw: st.DrawFn) -> bytes:
 def test_whatever_comes_has_one_fate_and_only_finite_numbers_come_out(
     name: str, payloads: list[bytes], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    specs = load(tmp_path_factory.getbasetemp(), TOPIC + f'format = "{name}"').specs()
-    turn = Pipeline(specs, "sentinel").push([Message("t/d", payload, received=NOW) for payload in payloads], NOW)
+    of, topic = (SPARKPLUG, "spBv1.0/g/DBIRTH/e/d") if name == "sparkplug" else (TOPIC, "t/d")
+    specs = load(tmp_path_factory.getbasetemp(), of + f'format = "{name}"').specs()
+    turn = Pipeline(specs, "sentinel").push([Message(topic, payload, received=NOW) for payload in payloads], NOW)
     assert sum(turn.fates.values()) == len(payloads)
     for readings in turn.decoded.readings:
         assert np.isfinite(readings.time).all()

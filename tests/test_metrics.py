@@ -82,7 +82,7 @@ class TestCatalogue:
     def test_reference_has_a_row_for_each_and_spells_out_closed_labels(self) -> None:
         rows = {row.name: row for row in metrics_reference()}
         assert set(rows) == {metric.name for metric in CATALOGUE}
-        assert rows["sentinel_devices"].labels == "profile, state (learning|calibrating|scoring|silent)"
+        assert rows["sentinel_devices"].labels == "profile, state (learning|calibrating|scoring|silent|offline)"
         assert rows["sentinel_ingest_lag_seconds"].labels == ""
 
 

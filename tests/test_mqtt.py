@@ -149,7 +149,7 @@ class MosquittoWorld:
                 client_id="under-test",
                 qos=1 if qos else 0,
                 will_topic=WILL_TOPIC,
-                will_payload=b"offline",
+                will_payload=lambda: b"offline",
             )
         )
         self._brokers.append(broker)

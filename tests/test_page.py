@@ -435,6 +435,13 @@ def fleet_of(devices: int) -> Fleet:
     return Fleet([ProfileRows("pump", names, states, rng.uniform(0, 0.9, devices), seen, STATUS)], 1.7e9)
 
 
+def test_who_is_offline_is_found_beside_who_is_silent() -> None:
+    states = np.arange(len(DEVICE_STATES), dtype=np.int8)
+    rows = ProfileRows("plc", DEVICE_STATES, states, np.zeros(len(states)), np.zeros(len(states)), STATUS)
+    found = ask(Fleet([rows], 1.0), Alerts(), Question(which="silent"))
+    assert {row.state for row in found.rows} == {"silent", "offline"}
+
+
 def shown(devices: int) -> tuple[Page, HttpServer]:
     page = Page(lambda: (True, []), lambda: None, commands=True, words=WORDS)
     access = Access(None, USER, PASSWORD)

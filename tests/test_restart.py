@@ -22,6 +22,7 @@ from sentinel.records import Message
 from sentinel.service import Service
 from sentinel.settings import Settings, load_settings
 from tests import fleets
+from tests.edges import DOUBLE, EdgeNode
 
 CONFIG = """
 [mqtt]
@@ -42,6 +43,13 @@ topic = "meter/{device}/{channel}"
 channels = [{ name = "power", max = 10 }, "heat"]
 learn = "never"
 silence_after = "7m"
+[profiles.plc]
+topic = "spBv1.0/#"
+format = "sparkplug"
+channels = [{ name = "temp", max = 10 }]
+learn = "never"
+silence_after = "6m"
+max_gap = "1m"
 """
 LIMITS = ((16, "1/week"), (6, "1/day"), (16, "off"))
 PUMPS, METERS = ("d0", "d1", "d5"), ("m0", "m1")
@@ -51,6 +59,7 @@ ACTIONS = st.one_of(
     st.tuples(st.just("pumps"), st.integers(1, 8), st.sampled_from([0.0, 60.0]), st.sampled_from([PUMPS, PUMPS[:1]])),
     st.tuples(st.just("meter"), st.sampled_from(METERS), st.sampled_from(["power", "heat"]), st.floats(0, 12)),
     st.tuples(st.just("retained"), st.sampled_from(["m1", "m2"])),
+    st.tuples(st.just("edge"), st.sampled_from(["birth", "data", "lost", "death"]), st.sampled_from(["", "p1"])),
     st.tuples(
         st.just("say"),
         st.sampled_from(["acknowledge", "shelve", "normal", "forget"]),
@@ -89,6 +98,7 @@ class Run:
         self.disk, self.broker = MemoryDisk(), Punctual(self)
         shutil.copytree(models()[0].name, self.disk.models, dirs_exist_ok=True)
         self.events = self.broker.subscribe_from_outside("sentinel/events/#")
+        self.node = EdgeNode()
         self.scores: dict[tuple[str, float], float] = {}
         self.start()
 
@@ -142,6 +152,9 @@ class Run:
                     self.turn()
             case "meter", device, channel, value:
                 publish(f"meter/{device}/{channel}", str(value).encode())
+            case "edge", verb, device:
+                if (sent := self.edge(verb, device)) is not None and verb != "lost":
+                    publish(*sent)
             case "retained", device:
                 topic = f"meter/{device}/power"
                 self.broker.retained[topic] = Publish(topic, b"1.0", 1, retain=True)
@@ -156,6 +169,15 @@ class Run:
             case "promote", which:
                 self.service._promote("pump", models()[1][which], self.now)
         self.turn()
+
+    def edge(self, verb: str, device: str) -> tuple[str, bytes] | None:
+        """What the edge node says; None: what it would say has no name yet."""
+        node, values = self.node, {"temp": (DOUBLE, self.now % 12)}
+        if verb == "birth":
+            return node.birth(self.now, values, device)
+        if verb == "death":
+            return node.death(self.now, device)
+        return node.data(self.now, values, device) if (device, "temp") in node.aliases else None
 
     def state(self) -> dict[str, Any]:
         """All that the stream remembers, in no order of slots."""
@@ -202,6 +224,7 @@ def assert_a_crash_changes_nothing(actions: Sequence[Action], crash: int, snapsh
     np.testing.assert_equal(broken.scores, whole.scores)
 
 
+EDGES = ("edge", "birth", ""), ("edge", "birth", "p1")
 ALL, ONE, NEVER = ("pumps", 8, 0.0, PUMPS), ("pumps", 8, 0.0, ("d0",)), frozenset[int]()
 
 
@@ -211,11 +234,14 @@ ALL, ONE, NEVER = ("pumps", 8, 0.0, PUMPS), ("pumps", 8, 0.0, ("d0",)), frozense
 @example([("promote", 0), ONE, ("say", "forget", "pump/d0"), ONE], 2, {2})
 @example([("reload", 1), ALL, ("reload", 0), ALL], 3, NEVER)
 @example([("reload", 1), ALL, ("reload", 0), ALL], 3, {0})
+@example([*EDGES, ("edge", "data", "p1"), ("edge", "lost", ""), ("edge", "data", "p1")], 2, NEVER)
+@example([*EDGES, ("edge", "death", ""), ("wait", 400.0), ("edge", "data", "p1"), *EDGES], 2, {1})
+@example([*EDGES, ("wait", 400.0), ("edge", "death", "p1"), ("wait", 400.0), ("wait", 5.0)], 3, {3})
 @example([("meter", "m0", "power", 5.0), ("wait", 5.0), ("wait", 5.0)], 1, {0, 1})
 @example([("retained", "m2"), ("wait", 400.0), ("wait", 400.0)], 1, NEVER)
 @example([("promote", 1), *[ALL] * 6, ("pumps", 2, 60.0, PUMPS), ("say", "normal", "pump/d0"), ALL], 8, NEVER)
 def test_a_crash_at_any_turn_and_a_restart_change_no_state_no_score_and_no_alert(
     actions: list[Action], crash: int, snapshots: Collection[int]
 ) -> None:
-    """Readings of two kinds, alerts, commands, silence, forgotten and announced devices, reloads, promotions."""
+    """Readings of three kinds, births and deaths, alerts, commands, silence, forgotten and announced devices, reloads, promotions."""
     assert_a_crash_changes_nothing(actions, crash % len(actions), snapshots)

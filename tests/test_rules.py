@@ -67,7 +67,7 @@ def test_silence_is_noticed_by_the_clock_and_ends_with_the_next_reading() -> Non
     assert to.states()["silent"] == 1
     assert to.timer(1062.0).transitions == []
     assert feed(to, [(5, 1, 1, 2)], now=1100.0) == [("silence", "resolved", 1100.0)]
-    assert to.states() == {"learning": 1, "calibrating": 0, "scoring": 0, "silent": 0}
+    assert to.states() == {"learning": 1, "calibrating": 0, "scoring": 0, "silent": 0, "offline": 0}
 
 
 def test_silence_auto_waits_for_ten_usual_intervals_and_at_least_five_minutes() -> None:

@@ -378,7 +378,7 @@ REFUSED_KEYS = {
         's.toml:3: profiles.p.model.weights = "each": must be "shared" or "device"'
     ),
     "mqtt = 5": "s.toml:1: mqtt = 5: must be a table with the keys host, port, version, client_id, username, "
-    "password_file, tls, qos, keepalive, prefix, commands, session_expiry",
+    "password_file, tls, qos, keepalive, prefix, commands, host_id, rebirth, session_expiry",
     "[http]\nport = 70000": "s.toml:2: http.port = 70000: must be a whole number from 0 to 65535",
     "[http]\nmax_device_series = -1": "s.toml:2: http.max_device_series = -1: must be a whole number of at least 0",
     '[store]\ndurability = "all"': 's.toml:2: store.durability = "all": must be "journal" or "none"',

@@ -41,11 +41,14 @@ from sentinel.adapters.store.memory import MemoryDisk
 from sentinel.errors import StoreError, Unavailable
 from sentinel.records import (
     Announcement,
+    Birth,
     Channel,
     Command,
     Configuration,
+    Death,
     Entry,
     EventTime,
+    Heard,
     ModelSpec,
     ProfileSpec,
     Promotion,
@@ -182,12 +185,18 @@ class StoreSuite:
             [Timer()],
             [Promotion("pump", "0123456789ab")],
             [Announcement("pump", "site/pump-1"), Configuration(SPEC), Configuration(ProfileSpec("room"))],
+            [
+                Birth("plc", "g/é", "g/é", (("bdSeq", None, 8), ("°C", 2**64 - 1, 10)), 3),
+                readings(2, "plc"),
+                Death("plc", "g/é", ("g/é", "g/é/d")),
+                Heard("plc", {"g/é": 255, "g/x/d": None}),
+            ],
         ]
         with world.open() as store:
-            assert [store.journal.append(turn, 100.5 + at) for at, turn in enumerate(turns)] == [1, 2, 3, 4]
+            assert [store.journal.append(turn, 100.5 + at) for at, turn in enumerate(turns)] == [1, 2, 3, 4, 5]
         with world.open() as store:
             found = list(store.journal.read())
-        assert [(turn.seq, turn.now) for turn in found] == [(1, 100.5), (2, 101.5), (3, 102.5), (4, 103.5)]
+        assert [(turn.seq, turn.now) for turn in found] == [(1, 100.5), (2, 101.5), (3, 102.5), (4, 103.5), (5, 104.5)]
         for turn, entries in zip(found, turns, strict=True):
             for entry, other in zip(entries, turn.entries, strict=True):
                 assert_same(entry, other)

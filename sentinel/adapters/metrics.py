@@ -72,7 +72,8 @@ MESSAGES = Metric(
     "counter",
     "sentinel_messages_total",
     "PUBLISH packets received on profile topics, by what became of them. "
-    "Any outcome but accepted growing: read the dead-letter topic, then correct the profile or the sender.",
+    "Any outcome but accepted growing: read the dead-letter topic, then correct the profile or the sender; "
+    "unborn: set mqtt.rebirth, or let the Sparkplug nodes be born again.",
     {"outcome": FATES},
 )
 READINGS = Metric(
@@ -152,7 +153,7 @@ DEVICES = Metric(
     "gauge",
     "sentinel_devices",
     "Known devices, each in one state. "
-    "silent: check its power and network; learning or calibrating for hours: it sends too rarely.",
+    "silent, or offline by its own word: check its power and network; learning or calibrating for hours: it sends too rarely.",
     {"profile": OPEN, "state": DEVICE_STATES},
 )
 LEARNING_PROGRESS = Metric(
@@ -246,6 +247,20 @@ WEBHOOK_WAITING = Metric(
     "gauge",
     "sentinel_webhook_waiting",
     "Messages that wait for webhooks, each of which holds 1000. Growing: a receiver is away or too slow; see the log.",
+)
+SPARKPLUG_GAPS = Metric(
+    "counter",
+    "sentinel_sparkplug_gaps_total",
+    "Sparkplug messages whose sequence number shows that others before them are missing. "
+    "Growing: the broker or the network loses messages; births among them leave data unborn.",
+    _PROFILE,
+)
+SPARKPLUG_REBIRTHS = Metric(
+    "counter",
+    "sentinel_sparkplug_rebirths_total",
+    "Commands to Sparkplug nodes that ask for a new birth. "
+    "Growing for one node (the log names it): it does not answer; see its log and the broker's access list.",
+    _PROFILE,
 )
 BROKER_CONNECTED = Metric(
     "gauge",
@@ -513,6 +528,14 @@ class Metrics(Collector):
     def webhooks_waiting(self, n: int) -> None:
         """Set how many messages wait for webhooks."""
         self._gauges[WEBHOOK_WAITING].set(n)
+
+    def sparkplug_gaps(self, profile: str, n: int) -> None:
+        """Add messages before which others are missing."""
+        self._counters[SPARKPLUG_GAPS].labels(profile).inc(n)
+
+    def sparkplug_rebirth(self, profile: str) -> None:
+        """Add a command that asks for a birth."""
+        self._counters[SPARKPLUG_REBIRTHS].labels(profile).inc()
 
     def broker_connected(self, connected: bool) -> None:
         """Set whether the broker is connected."""

@@ -22,6 +22,16 @@ from sentinel.settings import MqttSettings
 from sentinel.stream.decode.csvline import read_csv
 from sentinel.stream.decode.formats import recognise
 from sentinel.stream.decode.payload import Malformed, Record
+from sentinel.stream.decode.sparkplug import (
+    NAMESPACE,
+    NUMBERS,
+    fits,
+    is_control,
+    number,
+    parse_topic,
+    read_payload,
+    unit,
+)
 
 Unit = Literal["s", "ms", "us", "ns", "iso8601"]
 Kind = Literal["object", "number", "devices", "csv", "influx", "senml", "cbor"]
@@ -109,10 +119,13 @@ def propose(samples: Sequence[Message], broker: MqttSettings = _LOCAL) -> str:
     One profile for each group of topics that differ in some levels only and whose payloads share their keys.
     Sentinel's own topics and $SYS are left out. Raises DataError when no message holds a number.
     """
+    plants = _plants(samples)
     aside = {message.topic for message in samples if _NO_READINGS.search(message.topic)}
-    topics, unread = _read([message for message in samples if message.topic not in aside], broker.prefix)
+    of_plants = f"{NAMESPACE}/"
+    rest = [each for each in samples if each.topic not in aside and not each.topic.startswith(of_plants)]
+    topics, unread = _read(rest, broker.prefix)
     groups, clashing = _separate([group for group in _groups(topics) if _channel_keys(group)])
-    if not groups:
+    if not groups and not plants:
         raise DataError(f"no readings in {len(samples)} messages: expected JSON objects with numbers, or bare numbers")
     names: set[str] = set()
     lines = [
@@ -126,6 +139,8 @@ def propose(samples: Sequence[Message], broker: MqttSettings = _LOCAL) -> str:
     ]
     for group in groups:
         lines += ["", *_section(group, _name(group, names))]
+    for plant in plants:
+        lines += ["", *_plant_section(plant, _unused(_slug(plant.group) or "sparkplug", names))]
     for group, other in clashing:
         text = f"left out: {group.template} ({len(group.topics)} topics) overlaps {other.template}"
         lines += ["", _comment(text)]
@@ -311,12 +326,84 @@ def _name(group: _Group, taken: set[str]) -> str:
     fixed = [name for name in group.names if name[:1] != "{"]
     stem = stems.pop() if len(stems) == 1 else ""
     base = stem if len(stem) > 2 else (fixed[0] if fixed else "devices")  # shorter says nothing
-    base = re.sub(r"[^a-z0-9]+", "_", base.lower()).strip("_") or "devices"
+    return _unused(_slug(base) or "devices", taken)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+
+
+def _unused(base: str, taken: set[str]) -> str:
     name, number = base, 2
     while name in taken:
         name, number = f"{base}_{number}", number + 1
     taken.add(name)
     return name
+
+
+@dataclass(slots=True)
+class _Plant:
+    """One group of Sparkplug's: one profile.
+
+    Attributes:
+        units: of the channels, in the order in which births named them.
+        apart: whether one message held metrics of several times.
+        unborn: whether some data had aliases that no birth explained.
+    """
+
+    group: str
+    devices: set[str]
+    units: dict[str, str]
+    apart: bool = False
+    unborn: bool = False
+
+
+def _plants(samples: Sequence[Message]) -> list[_Plant]:
+    """Groups of Sparkplug nodes with numbers, by name."""
+    plants: dict[str, _Plant] = {}
+    born: set[str] = set()
+    for message in sorted(samples, key=lambda sample: sample.received):
+        try:
+            place = parse_topic(message.topic)
+            payload = read_payload(message)
+        except (ValueError, Malformed):
+            continue
+        if place is None or place.verb[1:] == "DEATH" or {"{", "}"} & set(place.node):
+            continue
+        group = place.node.split("/")[0]
+        plant = plants.setdefault(group, _Plant(group, set(), {}))
+        birth = place.verb[1:] == "BIRTH"
+        born |= {place.device} if birth else set()
+        plant.apart |= not birth and len({metric.time for metric in payload.metrics}) > 1
+        for metric in payload.metrics:
+            if is_control(metric.name) or (metric.kind and metric.kind not in NUMBERS):
+                continue
+            if not metric.name or not fits(metric, metric.kind, sure=birth):
+                plant.unborn |= place.device not in born
+            elif not metric.field or number(metric, metric.kind) is not None:
+                plant.units[metric.name] = plant.units.get(metric.name) or unit(metric)
+            plant.devices.add(place.device)
+    return [plants[group] for group in sorted(plants) if plants[group].devices]
+
+
+def _plant_section(plant: _Plant, name: str) -> list[str]:
+    many = f"{len(plant.devices)} {'device' if len(plant.devices) == 1 else 'devices'}"
+    lines = [
+        _comment(f"{many}, such as {min(plant.devices)}"),
+        f"[profiles.{name}]",
+        f"topic = {_quote(f'{NAMESPACE}/{plant.group}/#')}",
+        'format = "sparkplug"',
+        "# a reading's time is the one that it carries",
+    ]
+    if plant.apart:
+        lines.append('align_window = "1s"  # metrics of one message have times of their own')
+    if plant.unborn:
+        lines.append("# some data name aliases whose birth was not seen; [mqtt] rebirth = true would ask for it")
+    if plant.unborn or not plant.units:
+        return [*lines, 'channels = "auto"']
+    listed = [f"{{ name = {_quote(key)}{f', unit = {_quote(of)}' if of else ''} }}," for key, of in plant.units.items()]
+    over = [f"  # {line}  # over {_MAX_CHANNELS} channels" for line in listed[_MAX_CHANNELS:]]
+    return [*lines, "channels = [", *(f"  {line}" for line in listed[:_MAX_CHANNELS]), *over, "]"]
 
 
 def _section(group: _Group, name: str) -> list[str]:

@@ -127,6 +127,12 @@ def _prefix(value: object) -> str:
     raise ValueError('must be a topic without wildcards such as "sentinel" or "site/sentinel"')
 
 
+def _level(value: object) -> str | None:
+    if value is None or (isinstance(value, str) and value and not set(value) & set("+#/\0")):
+        return value
+    raise ValueError('must be one level of a topic, without wildcards, such as "sentinel"')
+
+
 def _url(value: object) -> str:
     if isinstance(value, str) and value.isascii() and value.isprintable() and " " not in value:
         try:
@@ -215,6 +221,14 @@ class MqttSettings(Table):
     )
     commands: bool = Field(
         default=False, description="take commands on PREFIX/command/…; who may publish there is the broker's to say"
+    )
+    host_id: Annotated[str | None, Text("text", "a level of a topic without wildcards", _level)] = Field(
+        default=None,
+        description="name as a Sparkplug host application, whose state is then the last will; left out: it is none",
+    )
+    rebirth: bool = Field(
+        default=False,
+        description="ask Sparkplug nodes for a new birth where one is missing: a command to devices, on spBv1.0/+/NCMD/+",
     )
     session_expiry: Annotated[int, Text("duration", values.DURATION, _seconds, values.show_duration)] = Field(
         default=7 * 86400,
@@ -411,7 +425,8 @@ class ProfileSettings(Table):
         default=None, description="left out: the payload is a reading, or an array of readings"
     )
     time: TimeSettings | None = Field(
-        default=None, description="event time in the payload; left out: receive time, with influx and senml their own"
+        default=None,
+        description="event time in the payload; left out: receive time, or that which influx, senml and sparkplug carry",
     )
     device: DevicePathSettings | None = Field(
         default=None, description="device id in the payload; left out: from the topic"
@@ -506,6 +521,15 @@ class ProfileSettings(Table):
             )
         if self.format == "value" and len(of_channels) > 1 and "channel" not in names:
             problems.append('format = "value" has one channel: name one, or have {channel} in the topic')
+        if self.format == "sparkplug":
+            if not values.is_sparkplug(self.topic):
+                problems.append(
+                    'format = "sparkplug" goes by births, which are on topics of their own: topic = "spBv1.0/#", or '
+                    '"spBv1.0/GROUP/#", or "spBv1.0/GROUP/+/EDGE/#"; the device id is group/edge/device'
+                )
+            for key in ("time", "device", "readings"):
+                if getattr(self, key) is not None:
+                    problems.append(f'{key} has no meaning with format = "sparkplug", which says it by itself')
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -535,6 +559,11 @@ class ProfileSettings(Table):
             columns = self._columns()
             channels = [
                 channel if given.path else replace(channel, path=(next(columns),))
+                for given, channel in zip(self.channels or (), channels, strict=True)
+            ]
+        if self.format == "sparkplug":  # names of metrics, whatever is in them
+            channels = [
+                replace(channel, path=(".".join(given.path or (given.name,)),))
                 for given, channel in zip(self.channels or (), channels, strict=True)
             ]
         return ProfileSpec(
@@ -643,6 +672,15 @@ class Settings(BaseSettings):
                 "mqtt.commands on a broker that takes anonymous clients: whoever reaches it can shelve alerts and forget "
                 f"devices; let the broker ask for a password and restrict who may write {mqtt.prefix}/command/#"
             )
+        if mqtt.host_id is not None and self.home_assistant is not None:
+            found.append(
+                "home_assistant with mqtt.host_id: the last will is Sparkplug's state then, and Home Assistant is not told "
+                "if Sentinel breaks off"
+            )
+        sparkplug = any(profile.format == "sparkplug" for profile in self.profiles.values())
+        for key in ("rebirth", "host_id"):
+            if getattr(mqtt, key) and not sparkplug:
+                found.append(f'mqtt.{key} has no effect without a profile of format = "sparkplug"')
         http = self.http
         asks = http.token_file or http.password_file
         if not asks and not _is_loopback(http.host):

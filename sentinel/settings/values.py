@@ -182,6 +182,13 @@ def topic_filter(template: str) -> str:
     return _WILDCARD.sub("+", template)
 
 
+def is_sparkplug(template: str) -> bool:
+    """Whether it takes in all topics of the Sparkplug nodes that it is about: spBv1.0/#, or by group, or by edge node."""
+    levels = template.split("/")
+    verbs = levels[2:3] in ([], ["#"], ["+"])
+    return levels[0] == "spBv1.0" and levels[-1] == "#" and 2 <= len(levels) <= 5 and verbs and "{" not in template
+
+
 def parse_topic(value: object) -> str:
     """A topic template as it is: named wildcards, one whole level each, or a plain MQTT filter without names."""
     if not isinstance(value, str) or not value:

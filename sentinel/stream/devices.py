@@ -30,6 +30,7 @@ _PER_CHANNEL: dict[str, tuple[str, float]] = {
     "known": ("?", 0),  # has ever come
     "at": ("f8", np.nan),  # event time of the last value
 }
+_FLAGS = ("watched", "offline", "paused")  # not in a packed slot
 _RATE = 0.1  # of the interval averages
 
 
@@ -61,6 +62,8 @@ class DeviceTable:
         self.dirty: Bools = np.zeros(0, dtype=np.bool_)
         self.used: Bools = np.zeros(0, dtype=np.bool_)
         self.watched: Bools = np.zeros(0, dtype=np.bool_)  # whose ticks are told as they come
+        self.offline: Bools = np.zeros(0, dtype=np.bool_)  # said so; nothing heard since
+        self.paused: Bools = np.zeros(0, dtype=np.bool_)  # was offline since its last tick
         self._grow(_FIRST)
 
     def __len__(self) -> int:
@@ -82,7 +85,7 @@ class DeviceTable:
             if old:
                 block[:old] = getattr(self, name)
             setattr(self, name, block)
-        for name in ("dirty", "used", "watched"):
+        for name in ("dirty", "used", *_FLAGS):
             flags = np.zeros(capacity, dtype=np.bool_)
             flags[:old] = getattr(self, name)
             setattr(self, name, flags)
@@ -132,7 +135,9 @@ class DeviceTable:
         self.ids[slot] = ""
         for name, (_, empty) in (_COLUMNS | _PER_CHANNEL).items():
             getattr(self, name)[slot] = empty
-        self.used[slot] = self.dirty[slot] = self.watched[slot] = False
+        self.used[slot] = self.dirty[slot] = False
+        for name in _FLAGS:
+            getattr(self, name)[slot] = False
         self._free.append(slot)
 
     def heard_from(self, slots: Ints, now: float) -> None:

@@ -26,13 +26,16 @@ from sentinel.records import (
     FATES,
     AlertKind,
     Announcement,
+    Birth,
     Bools,
     Channel,
     ChannelView,
     Command,
+    Death,
     DeviceState,
     Fate,
     Floats,
+    Heard,
     Ints,
     Message,
     ProfileSpec,
@@ -41,7 +44,7 @@ from sentinel.records import (
 )
 from sentinel.stream.alerts import AlertBook, Episode, Evidence
 from sentinel.stream.align import Aligner, Batch, waves
-from sentinel.stream.decode import Decoded, Decoder
+from sentinel.stream.decode import Decoded, Decoder, Edges, measures
 from sentinel.stream.devices import DeviceTable
 from sentinel.stream.rules import RULES, Broken, Rules
 
@@ -126,6 +129,19 @@ class Outcome:
     def count(self) -> int:
         return sum(len(ticks.batch) for ticks in self.ticks)
 
+    def add(self, later: "Outcome") -> None:
+        """Take in what the same turn did after it."""
+        for fate, count in later.fates.items():
+            self.fates[fate] = self.fates.get(fate, 0) + count
+        for kind, count in later.anomalies.items():
+            self.anomalies[kind] = self.anomalies.get(kind, 0) + count
+        self.ticks += later.ticks
+        self.transitions += later.transitions
+        self.gaps += later.gaps
+        self.heard += later.heard
+        self.forgotten += later.forgotten
+        self.looks += later.looks
+
 
 class ProfileStream:
     """All devices of one profile: table, aligner, rules, detector, alerts.
@@ -143,6 +159,7 @@ class ProfileStream:
         self.rules = Rules(spec)
         self.book = AlertBook(spec)
         self.aligner = Aligner(spec.align_window, spec.by_arrival) if spec.align_window > 0 else None
+        self.edges = Edges(spec.max_devices)
         self.detector: Detector | None = None
         self.scorer: Scorer | None = None
         self.slabs: Slabs | None = None
@@ -242,6 +259,21 @@ class ProfileStream:
             self.table.last_seen[slot] = now
         return bool(new)
 
+    def presence(self, entry: Birth | Death, now: float) -> Outcome:
+        """Know that a device is there, or which are not: silence and gap of one that is offline are no fault."""
+        out, table = Outcome(), self.table
+        if isinstance(entry, Birth):
+            if entry.device in table.slot_of or measures(entry):
+                self.announce(entry.device, now)
+            if (slot := table.slot_of.get(entry.device)) is not None:
+                table.last_seen[slot], table.dirty[slot] = now, True
+                self._heard_again(np.array([slot]), now, out)
+            return out
+        slots = [table.slot_of[device] for device in entry.devices if device in table.slot_of]
+        self._heard_again(np.array(slots, dtype=np.int64), now, out)
+        table.offline[slots] = table.paused[slots] = True
+        return out
+
     def adopt(self, detector: Detector, devices: Sequence[str] = (), memory: Memory | None = None) -> None:
         """Run `detector` from here on; the devices named take the memory given, now or when they first appear.
 
@@ -304,6 +336,9 @@ class ProfileStream:
             "pending": [(self.table.ids[slot], *rest) for slot, *rest in self.aligner.export()] if self.aligner else [],
             "alerts": self.book.export(),
             "awaited": [device for device in self._learned if device not in self.table.slot_of],
+            "offline": [self.table.ids[slot] for slot in np.flatnonzero(self.table.offline)],
+            "paused": [self.table.ids[slot] for slot in np.flatnonzero(self.table.paused)],
+            "edges": self.edges.export(),
         }
 
     def rows(self, slots: Ints) -> list[bytes]:
@@ -344,6 +379,11 @@ class ProfileStream:
         if self.aligner is not None:
             self.aligner.restore([(self.table.slot_of[device], *rest) for device, *rest in data["pending"]])
         self.book.restore(dict(data["alerts"]))
+        for flags, devices in ((self.table.offline, "offline"), (self.table.paused, "paused")):
+            flags[[self.table.slot_of[device] for device in data.get(devices, ()) if device in self.table.slot_of]] = (
+                True
+            )
+        self.edges.restore(data.get("edges", {}))
         awaited = set(data.get("awaited", self._learned))
         self._learned = {d: at for d, at in self._learned.items() if d in self.table.slot_of or d in awaited}
         # Rows of another width than what is restored are all written anew.
@@ -370,11 +410,12 @@ class ProfileStream:
 
     def state_codes(self) -> npt.NDArray[np.int8]:
         """State of each slot, (N,), as its place in `DEVICE_STATES`."""
-        learning, calibrating, scoring, silent = range(len(DEVICE_STATES))
+        learning, calibrating, scoring, silent, offline = range(len(DEVICE_STATES))
         codes = np.full(self.table.capacity, learning, dtype=np.int8)
         if self.scorer is not None and self.slabs is not None:
             codes[:] = np.where(self._ready(), scoring, calibrating)
         codes[self.table.silent] = silent
+        codes[self.table.offline] = offline
         return codes
 
     def _ready(self) -> Bools:
@@ -446,16 +487,16 @@ class ProfileStream:
             after = self.spec.silence_after
         else:
             return np.zeros(table.capacity, dtype=np.bool_)
-        heard = table.used & ~table.silent & np.isfinite(table.last_seen)
+        heard = table.used & ~table.silent & ~table.offline & np.isfinite(table.last_seen)
         # Where the clock was set back, what was heard before it lies ahead of now.
         since = np.where(table.last_seen > now, -np.inf, table.last_seen)
         out: Bools = heard & (now - np.maximum(since, self.listening_since) > after)
         return out
 
     def _heard_again(self, slots: Ints, now: float, out: Outcome) -> None:
-        back = np.unique(slots[self.table.silent[slots]])
+        back = np.unique(slots[self.table.silent[slots] | self.table.offline[slots]])
         for slot in back.tolist():
-            self.table.silent[slot] = False
+            self.table.silent[slot] = self.table.offline[slot] = False
             out.transitions += self.book.end(self.table.ids[slot], "silence", now)
             self.table.open[slot] = self.table.ids[slot] in self.book.open
 
@@ -502,7 +543,8 @@ class ProfileStream:
         last = table.last_time[slots]
         first = np.isinf(last)
         dt = np.where(first, 0.0, batch.time - np.where(first, batch.time, last))
-        broken = self.rules.judge(batch, np.where(first, np.nan, dt), table, self.channels)
+        broken = self.rules.judge(batch, np.where(first | table.paused[slots], np.nan, dt), table, self.channels)
+        table.paused[slots] = False
         scored = self._observe(batch, dt, first, out)
         self._judge(batch, scored, broken, now, out)
         if (watched := np.flatnonzero(table.watched[slots])).size:
@@ -701,7 +743,7 @@ class Turn:
 
     fates: dict[Fate, int]
     outcomes: dict[str, Outcome]
-    entries: list[Announcement | Readings]
+    entries: list[Announcement | Readings | Birth | Death | Heard]
     decoded: Decoded
 
 
@@ -710,7 +752,8 @@ class Pipeline:
 
     def __init__(self, specs: Sequence[ProfileSpec], own_prefix: str = "sentinel") -> None:
         self.profiles = {spec.name: ProfileStream(spec) for spec in specs}
-        self.decoder = Decoder([(p.spec, p.channels) for p in self.profiles.values()], own_prefix)
+        edges = {name: stream.edges for name, stream in self.profiles.items()}
+        self.decoder = Decoder([(p.spec, p.channels) for p in self.profiles.values()], own_prefix, edges)
 
     def push(self, messages: Sequence[Message], now: float) -> Turn:
         """Take one turn's messages: decode them and absorb what they held."""
@@ -718,16 +761,22 @@ class Pipeline:
         outcomes: dict[str, Outcome] = {}
         best = np.full(len(messages), len(FATES), dtype=np.int64)
         worst = np.full(len(messages), -1, dtype=np.int64)
-        entries: list[Announcement | Readings] = [
+        entries: list[Announcement | Readings | Birth | Death | Heard] = [
             Announcement(profile, device)
             for profile, device in decoded.announced
             if self.profiles[profile].announce(device, now)
         ]
-        for readings in decoded.readings:
-            outcome, codes = self.absorb(readings, now)
-            outcomes[readings.profile] = outcome
-            np.minimum.at(best, readings.message, codes)
-            np.maximum.at(worst, readings.message, codes)
+        for entry in decoded.inputs:
+            if isinstance(entry, Readings):
+                outcome, codes = self.absorb(entry, now)
+                np.minimum.at(best, entry.message, codes)
+                np.maximum.at(worst, entry.message, codes)
+            elif isinstance(entry, Heard):
+                continue
+            else:
+                outcome = self.profiles[entry.profile].presence(entry, now)
+            if (before := outcomes.setdefault(entry.profile, outcome)) is not outcome:
+                before.add(outcome)
         final = np.where(best == _USED, _USED, worst)
         for at, fate in enumerate(decoded.fates):
             if fate is not None and final[at] != _USED:
@@ -735,7 +784,7 @@ class Pipeline:
         fates: dict[Fate, int] = {}
         for code, count in zip(*np.unique(final[final >= 0], return_counts=True), strict=True):
             fates[FATES[int(code)]] = int(count)
-        return Turn(fates, outcomes, [*entries, *decoded.readings], decoded)
+        return Turn(fates, outcomes, [*entries, *decoded.inputs], decoded)
 
     def absorb(self, readings: Readings, now: float) -> tuple[Outcome, Ints]:
         """Take readings as they were decoded, now or when a journal was written."""

@@ -28,6 +28,7 @@ from line_protocol_parser import parse_line
 
 from sentinel.records import Channel, EventTime, Message, PayloadFormat, ProfileSpec
 from sentinel.stream.decode import Decoder
+from tests import edges
 
 TURN = 4096  # messages
 DEVICES = 500
@@ -45,6 +46,8 @@ class Form:
         alone: the library's own call on a payload.
         paths: of the channels.
         time: where the profile finds it; None: receipt, or the format's own.
+        template, topic: of the profile, and of a reading of a device by its number.
+        birth: what each device says first, on the topic `birth_topic`.
     """
 
     format: PayloadFormat
@@ -52,6 +55,10 @@ class Form:
     alone: Callable[[bytes], object]
     paths: Sequence[tuple[str, ...]]
     time: EventTime | None = None
+    template: str = "plant/{site}/{device}/telemetry"
+    topic: str = "plant/hall/device-{:03}/telemetry"
+    birth: bytes = b""
+    birth_topic: str = ""
 
 
 def _named(time: int, values: Values) -> dict[str, float]:
@@ -95,6 +102,20 @@ FORMS: Mapping[str, Form] = {
     ),
     "senml": Form("senml", lambda at, v: orjson.dumps(_pack(at, v)), orjson.loads, KEYS),
     "senml, CBOR": Form("senml", lambda at, v: cbor2.dumps(_pack(at, v)), cbor2.loads, KEYS),
+    "sparkplug": Form(
+        "sparkplug",
+        lambda at, v: edges.payload(
+            at, None, *(edges.metric(field="double_value", value=value, alias=n) for n, value in enumerate(v))
+        ),
+        edges.parse,
+        KEYS,
+        template="spBv1.0/#",
+        topic="spBv1.0/hall/DDATA/edge/device-{:03}",
+        birth=edges.payload(
+            EPOCH - 1, None, *(edges.metric(name, edges.DOUBLE, alias=n) for n, name in enumerate(NAMES))
+        ),
+        birth_topic="spBv1.0/hall/DBIRTH/edge/device-{:03}",
+    ),
     "cbor": Form("cbor", lambda at, v: cbor2.dumps(_named(at, v)), cbor2.loads, KEYS, EventTime(("ts",))),
 }
 
@@ -104,7 +125,7 @@ def turn(form: Form) -> list[Message]:
     noise = random.Random(7)
     return [
         Message(
-            f"plant/hall/device-{number % DEVICES:03}/telemetry",
+            form.topic.format(number % DEVICES),
             form.payload(EPOCH + number // DEVICES, [round(noise.gauss(40, 9), 4) for _ in NAMES]),
             1,
         )
@@ -114,8 +135,11 @@ def turn(form: Form) -> list[Message]:
 
 def decoder(form: Form) -> Decoder:
     channels = tuple(Channel(name, path) for name, path in zip(NAMES, form.paths, strict=False))
-    spec = ProfileSpec("machine", "plant/{site}/{device}/telemetry", channels, form.time, format=form.format)
-    return Decoder([(spec, [channel.name for channel in channels])], "sentinel")
+    spec = ProfileSpec("machine", form.template, channels, form.time, format=form.format)
+    made = Decoder([(spec, [channel.name for channel in channels])], "sentinel")
+    if form.birth:
+        made.decode([Message(form.birth_topic.format(number), form.birth, 1) for number in range(DEVICES)])
+    return made
 
 
 def _parse(alone: Callable[[bytes], object], messages: Sequence[Message]) -> None:

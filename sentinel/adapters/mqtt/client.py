@@ -50,6 +50,7 @@ class MqttOptions:
         qos: of the subscriptions.
         keepalive, session_expiry: seconds; the expiry is for version 5 alone.
         will_topic: empty: no last will. It is retained, at QoS 1.
+        will_payload: asked anew for each connection.
     """
 
     host: str = "127.0.0.1"
@@ -63,7 +64,7 @@ class MqttOptions:
     keepalive: int = 60
     session_expiry: int = 7 * 86400
     will_topic: str = ""
-    will_payload: bytes = b""
+    will_payload: Callable[[], bytes] = bytes
 
 
 class MqttBroker:
@@ -197,8 +198,6 @@ class MqttBroker:
         if version5:
             properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho's
             properties.SessionExpiryInterval = options.session_expiry
-        if options.will_topic:
-            client.will_set(options.will_topic, options.will_payload, qos=1, retain=True)
         client.max_inflight_messages_set(WINDOW)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
@@ -242,6 +241,8 @@ class MqttBroker:
         self._opened = time.monotonic()
         plain, password = outcome
         self._client.username_pw_set(self._options.username, password)
+        if self._options.will_topic:
+            self._client.will_set(self._options.will_topic, self._options.will_payload(), qos=1, retain=True)
         self._wire = self._client.wire = Wire(plain, version5=self._options.version == "5")
         self._client.reconnect()
 

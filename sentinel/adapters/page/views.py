@@ -188,7 +188,7 @@ def ask(fleet: Fleet, alerts: Alerts, question: Question) -> Answer:
     elif question.which == "learning":
         chosen = fleet.state <= DEVICE_STATES.index("calibrating")
     elif question.which == "silent":
-        chosen = fleet.state == DEVICE_STATES.index("silent")
+        chosen = fleet.state >= DEVICE_STATES.index("silent")  # offline, too
     rows = np.flatnonzero(chosen)
     if wanted := question.q.casefold():
         rows = np.array([row for row in rows.tolist() if wanted in fleet.device[row].casefold()], dtype=np.int64)

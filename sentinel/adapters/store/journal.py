@@ -23,7 +23,19 @@ import numpy.typing as npt
 
 from sentinel.adapters.store.database import Schema, connect, damaged, failure, pragma, transaction
 from sentinel.errors import StoreError
-from sentinel.records import Announcement, Command, Configuration, Entry, ProfileSpec, Promotion, Readings, Timer
+from sentinel.records import (
+    Announcement,
+    Birth,
+    Command,
+    Configuration,
+    Death,
+    Entry,
+    Heard,
+    ProfileSpec,
+    Promotion,
+    Readings,
+    Timer,
+)
 
 Durability = Literal["journal", "none"]
 Blob = bytes
@@ -51,6 +63,9 @@ _KINDS: dict[str, Callable[..., Entry]] = {
     "promotion": Promotion,
     "announcement": Announcement,
     "configuration": lambda spec: Configuration(ProfileSpec.load(spec)),
+    "birth": lambda **raw: Birth.load(raw),
+    "death": lambda **raw: Death.load(raw),
+    "heard": Heard,
 }
 _HEADER = struct.Struct("<4B4I")
 _CODEC = 1

@@ -1,17 +1,20 @@
 """Batches of messages to columnar readings, one decoder for all profiles."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from sentinel.records import Bools, Fate, Message, ProfileSpec, Readings
+from sentinel.records import Birth, Bools, Death, Fate, Heard, Message, ProfileSpec, Readings
 from sentinel.stream.alerts import FLEET
 from sentinel.stream.decode import payload as wire
+from sentinel.stream.decode.edges import Edges, Said
 from sentinel.stream.decode.formats import format_of
 from sentinel.stream.decode.payload import MAX_READINGS, Malformed, Record
+from sentinel.stream.decode.sparkplug import Place, parse_topic
 from sentinel.stream.decode.topics import Template
 
 MAX_DEVICE_BYTES = 200
@@ -37,22 +40,30 @@ class Decoded:
     """What a batch of messages held.
 
     Attributes:
-        readings: one record a profile that had any.
+        inputs: of the stream, in order; one record of readings a profile that had any, one more after each death.
         fates: of each message; None: its readings decide.
         refusals: the messages that are refused already.
         foreign: messages on no profile's topic (a session that outlived a subscription): not counted.
         announced: profile and device of retained messages without an event time.
         bad_values: single values of a usable reading that were dropped, by profile.
         unknown: values of unknown channels, by profile.
+        gaps: Sparkplug messages before which others are missing, by profile.
+        unborn: profile and node whose birth is missing, or something since.
     """
 
-    readings: list[Readings]
+    inputs: list[Readings | Birth | Death | Heard]
     fates: list[Fate | None]
     refusals: list[Refusal]
     foreign: list[int] = field(default_factory=list)
     announced: list[tuple[str, str]] = field(default_factory=list)
     bad_values: dict[str, int] = field(default_factory=dict)
     unknown: dict[str, int] = field(default_factory=dict)
+    gaps: dict[str, int] = field(default_factory=dict)
+    unborn: set[tuple[str, str]] = field(default_factory=set)
+
+    @property
+    def readings(self) -> list[Readings]:
+        return [each for each in self.inputs if isinstance(each, Readings)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +72,15 @@ class _Route:
     device: str = ""
     channel: str | None = None
     refused: str = ""
+    place: Place | None = None
 
 
 class _Profile:
     """How one profile's payloads are read, and what a batch gathers of them."""
 
-    def __init__(self, spec: ProfileSpec, channels: list[str]) -> None:
+    def __init__(self, spec: ProfileSpec, channels: list[str], edges: Edges | None) -> None:
         self.spec = spec
+        self.edges = edges or Edges(spec.max_devices)
         self.channels = channels
         self.index = {name: at for at, name in enumerate(channels)}
         self.template = Template(spec.topic)
@@ -82,12 +95,15 @@ class _Profile:
         self.clear()
 
     def clear(self) -> None:
+        self._clear_rows()
+        self.bad = 0
+        self.unknown = 0
+
+    def _clear_rows(self) -> None:
         self.device: list[str] = []
         self.time: list[float] = []
         self.rows: list[list[float]] = []
         self.message: list[int] = []
-        self.bad = 0
-        self.unknown = 0
 
     def above(self, route: "_Route") -> str:
         """What the topic says of a device whose own name the payload carries."""
@@ -113,7 +129,7 @@ class _Profile:
         if self.auto and any(len(row) != width for row in self.rows):
             self.rows = [row + [math.nan] * (width - len(row)) for row in self.rows]
         values = np.array(self.rows, dtype=np.float64).reshape(-1, width)
-        return Readings(
+        readings = Readings(
             self.spec.name,
             tuple(self.channels),
             self.device,
@@ -121,6 +137,8 @@ class _Profile:
             values,
             np.array(self.message, dtype=np.int64),
         )
+        self._clear_rows()
+        return readings
 
 
 class Decoder:
@@ -129,13 +147,19 @@ class Decoder:
     Blocks: never.   Raises: nothing, whatever comes.   Drops: with a fate that is counted.
     """
 
-    def __init__(self, profiles: Sequence[tuple[ProfileSpec, list[str]]], own_prefix: str) -> None:
+    def __init__(
+        self,
+        profiles: Sequence[tuple[ProfileSpec, list[str]]],
+        own_prefix: str,
+        edges: Mapping[str, Edges] = MappingProxyType({}),
+    ) -> None:
         """Take profiles, each with the list of its channels' names, which grows where they are learned.
 
         Args:
             own_prefix: topics under it are never input.
+            edges: what is known of Sparkplug's nodes, by profile; it grows.
         """
-        self._profiles = [_Profile(spec, channels) for spec, channels in profiles]
+        self._profiles = [_Profile(spec, channels, edges.get(spec.name)) for spec, channels in profiles]
         self._own = own_prefix.rstrip("/") + "/"
         self._routes: dict[str, _Route] = {}
 
@@ -165,18 +189,21 @@ class Decoder:
                     continue
                 out.refusals.append(Refusal(at, of.spec.name, error.fate, str(error)))
         for profile in self._profiles:
-            readings = profile.flush()
-            if readings is not None:
-                kept = self._finite(readings, out)
-                if len(kept):
-                    out.readings.append(kept)
+            self._flush(profile, out)
             name = profile.spec.name
+            if (heard := profile.edges.heard(name)) is not None:
+                out.inputs.append(heard)
             if profile.bad:
                 out.bad_values[name] = profile.bad
             if profile.unknown:
                 out.unknown[name] = profile.unknown
             profile.clear()
         return out
+
+    def _flush(self, profile: _Profile, out: Decoded) -> None:
+        readings = profile.flush()
+        if readings is not None and len(kept := self._finite(readings, out)):
+            out.inputs.append(kept)
 
     def is_own(self, topic: str) -> bool:
         """Whether a topic is one that we publish: no input, and not counted."""
@@ -188,9 +215,7 @@ class Decoder:
             match = profile.template.match(topic)
             if match is None:
                 continue
-            device, channel = match
-            refused = "" if profile.spec.device_path else _device_fault(device)
-            route = _Route(profile, device, channel, refused)
+            route = _sparkplug_route(profile, topic) if profile.spec.format == "sparkplug" else _route(profile, *match)
             break
         if len(topic) <= LONGEST_ROUTE:
             if len(self._routes) >= MAX_ROUTES:
@@ -199,6 +224,9 @@ class Decoder:
         return route
 
     def _read(self, profile: _Profile, route: _Route, message: Message, at: int, out: Decoded) -> None:
+        if route.place is not None:
+            self._read_sparkplug(profile, route.place, message, at, out)
+            return
         spec = profile.spec
         value = profile.load(message)
         if message.retain and profile.by_arrival:
@@ -243,6 +271,42 @@ class Decoder:
                 worst = error
         if worst is not None and (not profile.message or profile.message[-1] != at):
             raise worst
+
+    def _read_sparkplug(self, profile: _Profile, place: Place, message: Message, at: int, out: Decoded) -> None:
+        name = profile.spec.name
+        said = profile.edges.read(name, place, message)
+        if said.gap:
+            out.gaps[name] = out.gaps.get(name, 0) + 1
+        if (said.gap or said.unborn) and not message.retain:
+            out.unborn.add((name, place.node))
+        if place.verb == "NBIRTH":
+            out.unborn.discard((name, place.node))
+        if isinstance(said.entry, Death):
+            self._flush(profile, out)  # what came before it
+        if said.entry is not None:
+            out.inputs.append(said.entry)
+        profile.unknown += said.others + (said.unborn if said.records else 0)
+        profile.bad += said.bad
+        try:
+            self._read_said(profile, place, said, message, at)
+        except Malformed as error:
+            if said.entry is None or error.fate not in (Fate.NO_CHANNEL, Fate.BAD_VALUE):
+                raise
+            out.fates[at] = Fate.ACCEPTED  # a birth says more than values
+        else:
+            if not said.records:
+                out.fates[at] = Fate.ACCEPTED
+
+    def _read_said(self, profile: _Profile, place: Place, said: Said, message: Message, at: int) -> None:
+        if len(said.records) > 1:
+            self._read_all(profile, [(place.device, record) for record in said.records], message, at)
+        elif said.records:
+            record = said.records[0]
+            self._read_object(profile, place.device, message, at, record.values, record.about, record)
+        elif said.unborn:
+            raise Malformed(Fate.UNBORN, f"{said.unborn} metrics that no birth of {place.node} tells of")
+        elif said.bad or said.others:
+            raise Malformed(Fate.BAD_VALUE if said.bad else Fate.NO_CHANNEL, "no metric has a usable number")
 
     def _read_value(self, profile: _Profile, route: _Route, message: Message, at: int, value: Any) -> None:
         """One value a topic: a bare number, or {"value": number}."""
@@ -342,6 +406,18 @@ class Decoder:
             out.refusals.append(Refusal(at, name, Fate.BAD_VALUE, f"a number over {wire.LARGEST:g}"))
         device = [d for d, k in zip(readings.device, keep.tolist(), strict=True) if k]
         return Readings(name, readings.channels, device, readings.time[keep], values[keep], readings.message[keep])
+
+
+def _route(profile: _Profile, device: str, channel: str | None) -> _Route:
+    return _Route(profile, device, channel, "" if profile.spec.device_path else _device_fault(device))
+
+
+def _sparkplug_route(profile: _Profile, topic: str) -> _Route:
+    try:
+        place = parse_topic(topic)
+    except ValueError as error:
+        return _Route(profile, refused=str(error))
+    return _Route(None) if place is None else _Route(profile, place.device, None, _device_fault(place.device), place)
 
 
 def _device_fault(device: str) -> str:

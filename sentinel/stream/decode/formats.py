@@ -10,6 +10,7 @@ from sentinel.stream.decode.csvline import read_csv, read_number
 from sentinel.stream.decode.influx import read_influx
 from sentinel.stream.decode.payload import Malformed
 from sentinel.stream.decode.senml import looks_like_senml, read_senml, resolve
+from sentinel.stream.decode.sparkplug import read_payload
 
 
 class Format(Protocol):
@@ -72,6 +73,7 @@ FORMATS: Mapping[PayloadFormat, Format] = {
     "influx": read_influx,
     "senml": read_senml,
     "cbor": read_cbor,
+    "sparkplug": read_payload,  # what it means, births say: see `Edges`
 }
 
 
