@@ -786,6 +786,7 @@ class Service:
         meta: dict[str, Any] = {
             "profiles": {},
             "unconfirmed": [(topic, payload.decode(), retain) for topic, payload, _, retain in waiting],
+            "past": self.window.export(),
         }
         dirty = {}
         for name, stream in self.pipeline.profiles.items():
@@ -816,6 +817,7 @@ class Service:
                 meta = orjson.loads(image.meta)
                 for name, data in meta["profiles"].items():
                     self._restore_profile(name, data, rows.get(name, []))
+                self.window.restore(meta.get("past", []))
                 for topic, payload, retain in meta.get("unconfirmed", []):
                     self.broker.publish(topic, payload.encode(), retain=retain)
             except (ValueError, KeyError, TypeError) as error:

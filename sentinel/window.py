@@ -1,17 +1,18 @@
 """What the reactor shows of itself to the page: every device once a second, and more of the few that are watched."""
 
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from sentinel.adapters.page import Alerts, Detail, Fleet, Key, Page, ProfileRows, Tick
-from sentinel.records import Alert, Transition
+from sentinel.records import Alert, ChannelView, Transition
 from sentinel.stream.pipeline import Look, Pipeline, ProfileStream
 
 MOST_WATCHED = 64  # devices
 MOST_TICKS = 240  # of each
-MOST_HISTORY = 1000  # alerts
+MOST_HISTORY, MOST_KEPT = 1000, 200  # alerts; kept over a restart
 
 
 class Window:
@@ -27,6 +28,17 @@ class Window:
         self._history: OrderedDict[str, Alert] = OrderedDict()
         self._alerts: Alerts | None = Alerts()  # None: changed since it was told
         self._ticks: dict[Key, deque[Tick]] = {}
+
+    def export(self) -> list[Alert]:
+        """The newest of what is over, for a snapshot."""
+        over = [alert for alert in self._history.values() if alert.state == "resolved"]
+        return over[-MOST_KEPT:]
+
+    def restore(self, past: Sequence[Mapping[str, Any]]) -> None:
+        """Undo `export`, of plain data, before anything else is taken."""
+        for raw in past:
+            views = tuple(ChannelView(**view) for view in raw["channels"])
+            self._history[raw["id"]] = Alert(**{**raw, "channels": views})
 
     def restored(self) -> None:
         """The stream is as it was: its open alerts are news to the page."""

@@ -239,6 +239,19 @@ def test_after_a_stop_and_a_start_scores_and_open_alerts_go_on_as_if_nothing_had
     assert max(score for score in scores.values() if score == score) >= 1  # noqa: PLR0124 - NaN: no score yet
 
 
+def test_the_page_still_tells_of_resolved_alerts_after_a_stop_and_a_start(start: Callable[..., Bench]) -> None:
+    bench = start()
+    bench.tick("d0", 0, np.array([99.0, 10.0, 20.0]))
+    for t in range(1, 40):
+        bench.tick("d0", t, np.array([8.0, 10.0, 20.0]))
+        bench.turn(1.0)
+    before = bench.service.window.export()
+    assert "range" in [alert.kind for alert in before]
+    bench.service.shutdown()
+    bench.broker.resume()
+    assert start().service.window.export() == before
+
+
 def test_a_crash_loses_nothing_that_was_acknowledged(start: Callable[..., Bench]) -> None:
     bench = start()
     values = fleets.healthy(40, 0, 7)
