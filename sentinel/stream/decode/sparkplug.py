@@ -17,8 +17,7 @@ NAMESPACE = "spBv1.0"
 MAX_METRICS = 1 << 14  # in one message
 SESSION = "bdSeq"  # metric of a node's birth and death that says which birth it is
 MOST_SEQUENCE = 256
-_BIRTHS_AND_SO_ON = frozenset({"NBIRTH", "NDATA", "NDEATH", "DBIRTH", "DDATA", "DDEATH"})
-_NOT_FOR_US = frozenset({"NCMD", "DCMD", "STATE"})
+_VERBS = frozenset({"NBIRTH", "NDATA", "NDEATH", "DBIRTH", "DDATA", "DDEATH"})
 _CONTROL = ("Node Control/", "Device Control/")
 _REBIRTH, _BOOLEAN = b"Node Control/Rebirth", 11
 _SIGNED: Mapping[int, int] = MappingProxyType({1: 8, 2: 16, 3: 32, 4: 64})  # data type: bits
@@ -105,7 +104,7 @@ def parse_topic(topic: str) -> Place | None:
     levels = topic.split("/")
     if levels[0] == NAMESPACE and len(levels) > 1 and (levels[1] == "STATE" or levels[2:3] in (["NCMD"], ["DCMD"])):
         return None
-    if levels[0] != NAMESPACE or len(levels) not in (4, 5) or levels[2] not in _BIRTHS_AND_SO_ON or not all(levels):
+    if levels[0] != NAMESPACE or len(levels) not in (4, 5) or levels[2] not in _VERBS or not all(levels):
         raise ValueError("not spBv1.0/GROUP/TYPE/EDGE or spBv1.0/GROUP/TYPE/EDGE/DEVICE")
     _, group, verb, edge, *device = levels
     if (verb[0] == "D") != bool(device):
