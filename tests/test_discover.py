@@ -182,6 +182,23 @@ class TestPayloads:
         assert profile["time"]["path"] == "ts"
         assert profile["channels"] == [{"name": "a", "path": "a"}]
 
+    def test_an_array_beside_numbers_is_no_readings(self) -> None:
+        profile = one(series(["d/1/x", "d/2/x"], {"a": 1.5, "gateways": [{"id": "g1", "rssi": -50}]}))
+        assert "readings" not in profile
+        assert profile["channels"] == [{"name": "a", "path": "a"}]
+
+    def test_a_tag_that_a_device_has_several_of_is_named(self) -> None:
+        lines = [message("m", f"cpu,cpu=c{k % 4},host=h{k % 2} load={k / 7}".encode()) for k in range(12)]
+        assert "# of one device there are several tags.cpu: taken as one" in propose(lines)
+
+    def test_the_devices_of_a_payload_are_counted_and_named(self) -> None:
+        samples = series(["line/1", "line/2"], {"all": {f"p{d}": {"a": 1.5, "b": 2.5} for d in range(3)}})
+        assert "# 6 devices, such as 1/p0" in propose(samples)
+
+    def test_topics_whose_only_numbers_are_times_are_named(self) -> None:
+        samples = [*series(["d/1/x", "d/2/x"], {"a": 1.5}), message("beat", {"timestamp": NOW})]
+        assert "# no numbers read on 1 topic, such as beat" in propose(samples)
+
     def test_counters_are_commented_out(self) -> None:
         samples = series(["d/1/x", "d/2/x"], *({"seq": n * 3, "k": n, "a": n / 7} for n in range(9)))
         assert [channel["name"] for channel in one(samples)["channels"]] == ["a"]
@@ -276,6 +293,43 @@ FORMATS: dict[str, tuple[list[Message], dict[str, Any]]] = {
             )
         ],
         {"topic": "spBv1.0/plant/#", "format": "sparkplug"},
+    ),
+    "tags": (
+        [message("metrics", f"climate,floor=f1,room=r{k % 3} t={k / 7} {NS + k}".encode(), NOW + k) for k in range(9)],
+        {"topic": "metrics", "format": "influx", "device": {"path": "tags.room"}},
+    ),
+    "tags of a host": (
+        [message("m", f"cpu,cpu=c{k % 4},host=h{k % 2} load={k / 7} {NS + k}".encode(), NOW + k) for k in range(12)],
+        {"topic": "m", "format": "influx", "device": {"path": "tags.host"}},
+    ),
+    "devices within": (
+        [
+            message(
+                f"acme/l{n}/bulk",
+                {"sent": int((NOW + k) * 1e3), "all": {f"p{d}": {"a": k / 7, "b": {"c": k / 3}} for d in range(3)}},
+            )
+            for k in range(9)
+            for n in range(2)
+        ],
+        {"topic": "acme/{device}/bulk", "readings": {"path": "all.*"}, "time": {"path": "sent", "unit": "ms"}},
+    ),
+    "values of tags": (
+        [
+            message(
+                "gateway",
+                {
+                    "timestamp": NOW + k,
+                    "values": [{"id": f"Line{n}.Flow", "v": k / 7, "q": True, "t": NOW + k} for n in range(3)],
+                },
+            )
+            for k in range(9)
+        ],
+        {
+            "topic": "gateway",
+            "readings": {"path": "values"},
+            "device": {"path": "id"},
+            "time": {"path": "t", "unit": "s"},
+        },
     ),
     "devices": (
         [message("all", {f"d{n}": {"ts": NOW + k, "a": k / 7, "b": k / 3} for n in range(2)}) for k in range(9)],

@@ -34,7 +34,7 @@ from sentinel.stream.decode.sparkplug import (
 )
 
 Unit = Literal["s", "ms", "us", "ns", "iso8601"]
-Kind = Literal["object", "number", "devices", "csv", "influx", "senml", "cbor"]
+Kind = Literal["object", "number", "csv", "influx", "senml", "cbor"]
 Keys = tuple[str, ...]
 
 _DEPTH = 6  # of nesting that is looked into
@@ -69,10 +69,15 @@ _LOCAL = MqttSettings()
 
 @dataclass(slots=True)
 class _Topic:
-    """One topic's messages: for each, its received time and its leaves; a bare number is the leaf ()."""
+    """One topic's messages: for each, its received time and its leaves; a bare number is the leaf ().
+
+    Attributes:
+        place: where in a payload its readings lie; after a last "*" each entry is one, its key the leaf ("*",).
+    """
 
     levels: tuple[str, ...]
     kind: Kind
+    place: Keys
     readings: list[tuple[float, dict[Keys, float | str]]]
 
     @property
@@ -98,6 +103,10 @@ class _Group:
         return self.topics[0].kind
 
     @property
+    def place(self) -> Keys:
+        return self.topics[0].place
+
+    @property
     def template(self) -> str:
         return "/".join(self.names)
 
@@ -110,7 +119,13 @@ class _Group:
         if self.device:
             return {str(leaves[self.device]) for _, leaves in self.readings() if self.device in leaves}
         wild = [i for i, name in enumerate(self.names) if name[:1] == "{" and name != "{channel}"]
-        return {"/".join(topic.levels[i] for i in wild or range(len(self.names))) for topic in self.topics}
+        keyed = self.place[-1:] == ("*",)
+        out = set()
+        for topic in self.topics:
+            levels = [topic.levels[i] for i in (wild if wild or keyed else range(len(self.names)))]
+            keys = {str(leaves["*",]) for _, leaves in topic.readings} if keyed else {""}
+            out |= {"/".join([*levels, key] if key else levels) for key in keys}
+        return out
 
 
 def propose(samples: Sequence[Message], broker: MqttSettings = _LOCAL) -> str:
@@ -124,7 +139,9 @@ def propose(samples: Sequence[Message], broker: MqttSettings = _LOCAL) -> str:
     of_plants = f"{NAMESPACE}/"
     rest = [each for each in samples if each.topic not in aside and not each.topic.startswith(of_plants)]
     topics, unread = _read(rest, broker.prefix)
-    groups, clashing = _separate([group for group in _groups(topics) if _channel_keys(group)])
+    found = _groups(topics)
+    groups, clashing = _separate([group for group in found if _channel_keys(group)])
+    unread |= {"/".join(topic.levels) for group in found if not _channel_keys(group) for topic in group.topics}
     if not groups and not plants:
         raise DataError(f"no readings in {len(samples)} messages: expected JSON objects with numbers, or bare numbers")
     names: set[str] = set()
@@ -152,17 +169,18 @@ def propose(samples: Sequence[Message], broker: MqttSettings = _LOCAL) -> str:
 
 def _read(samples: Sequence[Message], prefix: str) -> tuple[list[_Topic], set[str]]:
     """The topics with readings, and those without."""
-    found: dict[tuple[str, Kind], _Topic] = {}
+    found: dict[tuple[str, Kind, Keys], _Topic] = {}
     seen: set[str] = set()
     for message in samples:
         if message.topic.startswith("$") or message.topic.startswith(f"{prefix}/") or not message.payload:
             continue
         seen.add(message.topic)
-        for kind, leaves in _parse(message):
-            topic = found.setdefault((message.topic, kind), _Topic(tuple(message.topic.split("/")), kind, []))
+        for kind, place, leaves in _parse(message):
+            blank = _Topic(tuple(message.topic.split("/")), kind, place, [])
+            topic = found.setdefault((message.topic, kind, place), blank)
             topic.readings.append((message.received, leaves))
     best: dict[str, _Topic] = {}
-    for (name, _), topic in found.items():
+    for (name, _, _), topic in found.items():
         if name not in best or len(topic.readings) > len(best[name].readings):
             best[name] = topic
     # Braces are what templates name wildcards with; a topic that has them cannot be written as one.
@@ -170,8 +188,8 @@ def _read(samples: Sequence[Message], prefix: str) -> tuple[list[_Topic], set[st
     return topics, seen - {"/".join(topic.levels) for topic in topics}
 
 
-def _parse(message: Message) -> Iterator[tuple[Kind, dict[Keys, float | str]]]:
-    """Kind and leaves of a message's readings."""
+def _parse(message: Message) -> Iterator[tuple[Kind, Keys, dict[Keys, float | str]]]:
+    """Kind, place and leaves of a message's readings."""
     try:
         found, value = recognise(message)
     except Malformed:
@@ -180,8 +198,11 @@ def _parse(message: Message) -> Iterator[tuple[Kind, dict[Keys, float | str]]]:
         except Malformed:
             return
     kind: Kind = "object" if found not in ("csv", "influx", "senml", "cbor") else found
-    if kind == "object" and _holds_devices(value):
-        kind, value = "devices", list(value.values())
+    place: Keys = ()
+    around: dict[Keys, float | str] = {}
+    if isinstance(value, dict) and (place := _place(value, (), message.received) or ()):
+        around = dict(_around(value, place, message.received))
+        value = _at(value, place)
     many = isinstance(value, list)
     for item in value if many else [value]:
         if isinstance(item, Record):
@@ -193,15 +214,58 @@ def _parse(message: Message) -> Iterator[tuple[Kind, dict[Keys, float | str]]]:
         numbers = [keys for keys, leaf in leaves.items() if isinstance(leaf, float)]
         if not numbers or (kind == "csv" and len(leaves) == 1):
             continue
-        alone = all(keys in ((), ("value",)) or _TIME_NAME.search(keys[-1]) for keys in numbers)
-        yield ("number" if kind == "object" and alone and {(), ("value",)} & set(numbers) else kind), leaves
+        alone = not place and all(keys in ((), ("value",)) or _TIME_NAME.search(keys[-1]) for keys in numbers)
+        single = kind == "object" and alone and {(), ("value",)} & set(numbers)
+        yield ("number" if single else kind), place, around | leaves
 
 
-def _holds_devices(value: object) -> bool:
-    """Whether a payload has a reading for each of several devices: numbered keys, of the same several numbers each."""
-    if not isinstance(value, dict) or len(value) < 2 or not all(re.search(r"\d", key) for key in value):
+def _place(value: dict[str, object], at: Keys, received: float) -> Keys | None:
+    """Where an object holds several readings: an entry for each device, or an array; None: it is one reading itself.
+
+    They lie where all its numbers do, but for times and counters.
+    """
+    if _holds_devices(value):
+        return (*at, "*")
+    for key, item in value.items():
+        inner: Keys | None = None
+        if isinstance(item, dict) and len(at) < _DEPTH:
+            inner = _place(item, (*at, key), received)
+        elif isinstance(item, list) and item and all(isinstance(part, dict) and _numeric(part) for part in item):
+            inner = (*at, key)
+        if inner is None:
+            continue
+        others = {name: other for name, other in value.items() if name != key}
+        if all(_unit(keys, leaf, received) or _COUNTER_NAME.match(keys[-1]) for keys, leaf in _numeric(others).items()):
+            return inner
+    return None
+
+
+def _at(value: dict[str, object], place: Keys) -> list[dict[str, object]]:
+    """The readings at a place, each of those by key with it as "*"."""
+    found: object = value
+    for key in place:
+        if isinstance(found, dict):
+            found = [{**item, "*": name} for name, item in found.items()] if key == "*" else found[key]
+    return found if isinstance(found, list) else []
+
+
+def _around(value: dict[str, object], place: Keys, received: float) -> Iterator[tuple[Keys, float | str]]:
+    """What a payload says beside its readings that may name their time or device."""
+    stem = place[:-1] if place[-1] == "*" else place
+    for keys, leaf in _leaves(value, ()):
+        if keys[: len(stem)] != stem and (isinstance(leaf, str) or _unit(keys, leaf, received)):
+            yield keys, leaf
+
+
+def _numeric(value: object) -> dict[Keys, float]:
+    return {keys: leaf for keys, leaf in _leaves(value, ()) if isinstance(leaf, float)}
+
+
+def _holds_devices(value: dict[str, object]) -> bool:
+    """Whether an object has a reading for each of several devices: numbered keys, of the same several numbers each."""
+    if len(value) < 2 or not all(re.search(r"\d", key) for key in value):
         return False
-    shapes = {frozenset(keys for keys, leaf in _leaves(item, ()) if isinstance(leaf, float)) for item in value.values()}
+    shapes = {frozenset(_numeric(item)) for item in value.values()}
     return len(shapes) == 1 and len(shapes.pop()) > 1 and all(isinstance(item, dict) for item in value.values())
 
 
@@ -216,12 +280,12 @@ def _leaves(item: object, keys: Keys) -> Iterator[tuple[Keys, float | str]]:
 
 
 def _groups(topics: Sequence[_Topic]) -> list[_Group]:
-    """Topics of one root, depth and kind, objects also of like keys."""
+    """Topics of one root, depth, kind and place, objects also of like keys."""
     groups: list[_Group] = []
-    places: dict[tuple[str, int, Kind], list[tuple[set[Keys], _Group]]] = defaultdict(list)
+    places: dict[tuple[str, int, Kind, Keys], list[tuple[set[Keys], _Group]]] = defaultdict(list)
     for topic in topics:
         keys = topic.numeric
-        place = places[topic.levels[0], len(topic.levels), topic.kind]
+        place = places[topic.levels[0], len(topic.levels), topic.kind, topic.place]
         for known, group in place:
             if topic.kind == "number" or len(keys & known) >= _ALIKE * len(keys | known):
                 group.topics.append(topic)
@@ -244,7 +308,7 @@ def _separate(groups: list[_Group]) -> tuple[list[_Group], list[tuple[_Group, _G
         other = next((other for other in kept if _overlap(group.names, other.names)), None)
         if other is None:
             kept.append(group)
-        elif other.kind == group.kind:
+        elif (other.kind, other.place) == (group.kind, group.place):
             kept.remove(other)
             waiting.append(_named(_Group([*other.topics, *group.topics])))
         else:
@@ -298,16 +362,29 @@ def _channel_level(values: Sequence[set[str]]) -> int | None:
 
 
 def _device_keys(group: _Group) -> Keys:
-    """The field of the payloads that names devices: named so, of several values, in most of them."""
+    """The field of the payloads that names devices: named so, or a tag, of several values, in most of them."""
     values: dict[Keys, list[float | str]] = defaultdict(list)
     total = 0
     for _, leaves in group.readings():
         total += 1
         for keys, leaf in leaves.items():
-            if keys and _DEVICE_NAME.match(keys[-1]) and isinstance(leaf, str):
+            tag = group.kind == "influx" and keys[:1] == ("tags",)
+            if keys and (tag or _DEVICE_NAME.match(keys[-1])) and isinstance(leaf, str):
                 values[keys].append(leaf)
     found = [keys for keys, seen in values.items() if len(seen) >= _MOST * total and 1 < len(set(seen)) < total]
-    return min(found, key=lambda keys: (len(keys), keys), default=())
+    return min(
+        found, key=lambda keys: (not _DEVICE_NAME.match(keys[-1]), len(keys), -len(set(values[keys])), keys), default=()
+    )
+
+
+def _split(group: _Group) -> list[Keys]:
+    """Tags of Influx lines that one device has several values of."""
+    seen: dict[Keys, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for _, leaves in group.readings():
+        for keys, leaf in leaves.items():
+            if group.kind == "influx" and keys[:1] == ("tags",) and keys != group.device:
+                seen[keys][str(leaves.get(group.device))].add(str(leaf))
+    return sorted(keys for keys, by_device in seen.items() if max(map(len, by_device.values())) > 1)
 
 
 def _guess(names: Sequence[str], channel: int | None) -> list[int]:
@@ -407,19 +484,21 @@ def _plant_section(plant: _Plant, name: str) -> list[str]:
 
 
 def _section(group: _Group, name: str) -> list[str]:
-    devices = len(group.devices())
-    example = "/".join(group.topics[0].levels)
+    devices = group.devices()
+    named = group.device or group.place[-1:] == ("*",)
+    example = min(devices) if named else "/".join(group.topics[0].levels)
     lines = [
-        _comment(f"{devices} {'device' if devices == 1 else 'devices'}, such as {example}"),
+        _comment(f"{len(devices)} {'device' if len(devices) == 1 else 'devices'}, such as {example}"),
         f"[profiles.{name}]",
         f"topic = {_quote(group.template)}",
     ]
-    if group.kind == "devices":
-        lines.append('readings = { path = "*" }')
-    elif group.kind not in ("object", "number"):
+    if group.place:
+        lines.append(f"readings = {{ path = {_path(group.place)} }}")
+    if group.kind not in ("object", "number"):
         lines.append(f"format = {_quote(group.kind)}")
     if group.device:
         lines.append(f"device = {{ path = {_path(group.device)} }}")
+        lines += [_comment(f"of one device there are several {'.'.join(keys)}: taken as one") for keys in _split(group)]
     times, units = _times(group)
     if group.kind == "senml" or (group.kind == "influx" and times and units[times[0]] == "ns"):
         lines.append("# a reading's time is the one that it carries")
@@ -506,7 +585,7 @@ def _times(group: _Group) -> tuple[list[Keys], dict[Keys, Unit]]:
     for received, leaves in group.readings():
         total += 1
         for keys, leaf in leaves.items():
-            unit = _unit(keys, leaf, received) if keys and keys != ("value",) else None
+            unit = _unit(keys, leaf, received) if keys not in ((), ("value",), ("*",)) else None
             if unit is not None:
                 votes[keys][unit] += 1
     tops = {keys: vote.most_common(1)[0] for keys, vote in votes.items()}
