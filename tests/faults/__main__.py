@@ -33,6 +33,8 @@ def main() -> int:
             except (AssertionError, pytest.fail.Exception) as error:
                 failed += 1
                 line = f"FAILED: {error}"
+                for log in sorted(Path(place).rglob("*.log")):
+                    print(f"== {log.relative_to(place)}", *log.read_text(errors="replace").splitlines()[-15:], sep="\n")
             except pytest.skip.Exception as error:
                 line = f"skipped: {error}"
             else:

@@ -3,8 +3,9 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -48,24 +49,31 @@ def full(folder: Path, times: int = 1, count: int = COUNT) -> Figures:
         rig.daemon.start()
         feed = rig.feed(Course(count), 3000)
         filler = folder / "state" / "filler"
+        alone = 0
         for time in range(1, times + 1):
+            gone, back = (partial(said_more, rig, words, len(rig.daemon.said(words))) for words in (AWAY, BACK))
             fill(filler)
             feed.release(count * time // times)
-            await_words(rig, AWAY, time)
+            wait_until(gone, PATIENCE, AWAY)
             status, body = rig.daemon.get("/readyz")
-            assert status == 503
-            assert "full" in body
-            wait_until(lambda: rig.watcher.states()[-1:] == ["degraded"], PATIENCE, "the status says so")
+            assert (status == 503 and "full" in body) or back()
+            wait_until(partial(tells_or, back, rig), PATIENCE, "the status says so")
+            alone += back()  # SQLite found room in the pages that it had
             filler.unlink()
-            await_words(rig, BACK, time)
+            wait_until(back, PATIENCE, BACK)
         feed.finish()
         rig.end()
-        return {"times full": times} | check_books(rig, feed.course)
+        return {"times full": times, "of which over by themselves": alone} | check_books(rig, feed.course)
 
 
-def await_words(rig: Rig, event: str, times: int) -> None:
-    """Wait until the daemon has said something so many times."""
-    wait_until(lambda: len(rig.daemon.said(event)) >= times, PATIENCE, event)
+def said_more(rig: Rig, words: str, times: int) -> bool:
+    """Whether the daemon has said something more often."""
+    return len(rig.daemon.said(words)) > times
+
+
+def tells_or(back: Callable[[], bool], rig: Rig) -> bool:
+    """Whether the status tells that the journal is away, or it is back already."""
+    return back() or rig.watcher.states()[-1:] == ["degraded"]
 
 
 def fill(file: Path) -> None:
