@@ -65,10 +65,9 @@ class Rebirths:
         at, pause = self._asked.get(node, (-math.inf, 0.0))
         if self._left <= 0 or 0 <= now - at < pause:
             return False
-        if node not in self._asked and len(self._asked) >= MOST_ASKED:
-            self._asked = {name: (then, rest) for name, (then, rest) in self._asked.items() if now - then < LAST}
-            if len(self._asked) >= MOST_ASKED:
-                return False
         self._left -= 1
+        self._asked.pop(node, None)
+        if len(self._asked) >= MOST_ASKED:
+            del self._asked[next(iter(self._asked))]  # asked the longest ago
         self._asked[node] = now, FIRST if now - at > LAST else min(2 * pause, LAST)
         return True

@@ -550,14 +550,14 @@ class Service:
         unknown: Mapping[str, int],
     ) -> None:
         self.metrics.messages(fates)
+        if any(Fate.OVERFULL in each for each in (fates, *(outcome.fates for outcome in outcomes.values()))):
+            self._overfull_until = self._clock() + OVERFULL_FOR
         for name, outcome in outcomes.items():
             self.metrics.readings(name, outcome.fates)
             if outcome.looks:
                 self.window.took_looks(name, outcome.looks)
             if count := outcome.count:
                 self.metrics.ticks(name, count)
-            if Fate.OVERFULL in outcome.fates:
-                self._overfull_until = self._clock() + OVERFULL_FOR
             if outcome.heard:
                 self.metrics.heard(name, outcome.heard)
             if outcome.gaps:
@@ -667,7 +667,9 @@ class Service:
         if self._overfull_until == 0.0:
             return
         if now < self._overfull_until:
-            full = [name for name, s in self.pipeline.profiles.items() if len(s.table) >= s.spec.max_devices]
+            full = [
+                name for name, s in self.pipeline.profiles.items() if len(s.table) >= s.spec.max_devices or s.edges.full
+            ]
             detail = f"more devices than max_devices in {', '.join(full)}; their readings are refused"
             moved = self._system.start(SYSTEM, "system", now, now, detail)
         else:
@@ -845,6 +847,7 @@ class Service:
             if stream.takes(spec):  # what follows in the journal came while these were in force
                 stream.respec(spec)
         if data["model"] and not self._load(stream, data["model"]):
+            stream.edges.restore(data.get("edges", {}))  # births are not told again
             return
         stream.restore(data, stream.detector, rows)
         self._learners[name].scored_before(int(stream.table.ticks.sum()))

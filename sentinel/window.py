@@ -2,6 +2,7 @@
 
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,11 @@ class Window:
         return over[-MOST_KEPT:]
 
     def restore(self, past: Sequence[Mapping[str, Any]]) -> None:
-        """Undo `export`, of plain data, before anything else is taken."""
-        for raw in past:
-            views = tuple(ChannelView(**view) for view in raw["channels"])
-            self._history[raw["id"]] = Alert(**{**raw, "channels": views})
+        """Undo `export`, of plain data, before anything else is taken; what another version wrote is left."""
+        with suppress(TypeError, KeyError):
+            for raw in past:
+                views = tuple(ChannelView(**view) for view in raw["channels"])
+                self._history[raw["id"]] = Alert(**{**raw, "channels": views})
 
     def restored(self) -> None:
         """The stream is as it was: its open alerts are news to the page."""

@@ -393,6 +393,19 @@ class TestSessions:
         turn = fresh.take(old.data(NOW + 1, {"temp": (DOUBLE, 2.0)}, "d2"))
         assert rows(turn.decoded) == [("plant/e1/d2", 1.0, {"temp": 2.0})]
 
+    def test_a_device_that_is_forgotten_leaves_its_room_to_others(self) -> None:
+        plant = Plant(replace(SPEC, max_devices=5))
+        plant.take(*((f"spBv1.0/g/NDATA/e{at}", payload(NOW, 0, metric("a", INT8, 1))) for at in range(5)))
+        assert plant.stream.edges.full
+        forgotten = plant.stream.timer(plant.now + 2 * SPEC.device_ttl).forgotten
+        assert len(forgotten) == 5
+        assert plant.stream.edges.export() == {}
+        assert not plant.stream.edges.full
+
+    def test_names_of_a_kilobyte_are_refused(self) -> None:
+        plant, node = Plant(), EdgeNode()
+        assert plant.take(node.birth(NOW, {"x" * 1025: (FLOAT, 0.5)})).fates == {Fate.BAD_SHAPE: 1}
+
     def test_nodes_metrics_and_devices_are_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         plant = Plant(replace(SPEC, max_devices=5))
         bodies = [(f"spBv1.0/g/NDATA/e{at}", payload(NOW, 0, metric("a", INT8, 1))) for at in range(50)]
@@ -487,6 +500,21 @@ class TestDeaths:
         assert not plant.take(*births).outcomes["plc"].transitions
         outcome = plant.take(node.data(NOW + 1000, {"temp": (DOUBLE, 2.0)}, "d1")).outcomes["plc"]
         assert [t.alert.kind for t in outcome.transitions] == ["gap"]
+
+    def test_a_tick_that_waited_for_its_window_at_the_death_brings_no_gap_either(self) -> None:
+        spec = replace(SPEC, max_gap=60.0, align_window=1.0, channels=(Channel("temp", ("temp",)),))
+        plant, node = born(spec)
+        plant.take(node.data(NOW + 1, {"temp": (DOUBLE, 1.0)}, "d1"), node.death(NOW + 2))
+        plant.stream.timer(plant.now + 10)
+        node.reborn()
+        plant.now += 500
+        moved = plant.take(node.birth(NOW + 500, {}), node.birth(NOW + 500, VALUES, "d1")).outcomes["plc"].transitions
+        assert [*moved, *plant.stream.timer(plant.now + 10).transitions] == []
+
+    def test_a_retained_death_takes_nobody_offline(self) -> None:
+        plant, node = born()
+        assert plant.take(node.death(NOW + 2, "d1"), retain=True).fates == {Fate.LATE: 1}
+        assert plant.state(DEVICE) != "offline"
 
     def test_an_alert_about_values_stays_open_while_offline(self) -> None:
         plant, node = born(replace(SPEC, channels=(Channel("temp", ("temp",), max=10.0),)))
@@ -668,6 +696,9 @@ class TestHost:
             rebirths.may_ask(f"g/{at}", 1.0)
         assert len(rebirths._asked) == MOST_ASKED
         assert rebirths.may_ask("g/new", 2 * LAST)
+        rebirths.refill()
+        assert rebirths.may_ask("g/another", 2 * LAST)
+        assert len(rebirths._asked) == MOST_ASKED
 
 
 def test_protobuf_is_imported_only_where_it_is_needed() -> None:

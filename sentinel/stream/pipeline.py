@@ -271,7 +271,7 @@ class ProfileStream:
             return out
         slots = [table.slot_of[device] for device in entry.devices if device in table.slot_of]
         self._heard_again(np.array(slots, dtype=np.int64), now, out)
-        table.offline[slots] = table.paused[slots] = True
+        table.offline[slots] = table.paused[slots] = table.dirty[slots] = True
         return out
 
     def adopt(self, detector: Detector, devices: Sequence[str] = (), memory: Memory | None = None) -> None:
@@ -473,6 +473,7 @@ class ProfileStream:
     def _forget(self, slot: int, now: float) -> list[Transition]:
         out = self.book.forget(self.table.ids[slot], now)
         self._learned.pop(self.table.ids[slot], None)
+        self.edges.forget(self.table.ids[slot])
         if self.aligner is not None:
             self.aligner.drop(slot)
         self.table.forget(slot)
@@ -544,7 +545,7 @@ class ProfileStream:
         first = np.isinf(last)
         dt = np.where(first, 0.0, batch.time - np.where(first, batch.time, last))
         broken = self.rules.judge(batch, np.where(first | table.paused[slots], np.nan, dt), table, self.channels)
-        table.paused[slots] = False
+        table.paused[slots] = table.offline[slots]  # what waited for its window may come after the death
         scored = self._observe(batch, dt, first, out)
         self._judge(batch, scored, broken, now, out)
         if (watched := np.flatnonzero(table.watched[slots])).size:

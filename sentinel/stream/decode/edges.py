@@ -26,6 +26,7 @@ from sentinel.stream.decode.sparkplug import (
 )
 
 MOST_MEANINGS = 1 << 21  # names and aliases that are known at once
+LONGEST_NAME = 1024  # characters of a metric's name
 _Meanings = dict[int | str, tuple[str, int]]  # by alias and by name: name and data type
 
 
@@ -71,6 +72,11 @@ class Edges:
         self._devices = self._meanings = 0
         self._numbers: dict[str, int | None] = {}  # of the next `Heard`
 
+    @property
+    def full(self) -> bool:
+        """Whether there is room for no more devices and nodes."""
+        return self._devices >= self._most
+
     def read(self, profile: str, place: Place, message: Message) -> Said:
         """Understand a message, and take what it changes.
 
@@ -78,6 +84,8 @@ class Edges:
             Malformed: no payload, more than there is room for, or a death that is not of the node's last birth.
         """
         payload, said = read_payload(message), Said()
+        if message.retain and place.verb[1:] == "DEATH" and self._known(place) is not None:
+            raise Malformed(Fate.LATE, "a retained death, of any time")
         if place.verb == "NDEATH":
             said.entry = self._death(profile, place.node, payload)
             self.take(said.entry)
@@ -130,13 +138,24 @@ class Edges:
                         self._mean(of, name, {})
                     self._nodes[of].seq = seq
 
+    def forget(self, name: str) -> None:
+        """A device is gone; so is its node with the last one."""
+        of = "/".join(name.split("/")[:2])
+        node = self._nodes.get(of)
+        if node is None or name not in node.devices:
+            return
+        self._devices -= 1
+        self._meanings -= len(node.devices.pop(name))
+        if not node.devices:
+            del self._nodes[of]
+
     def export(self) -> dict[str, Any]:
         """For a snapshot, as plain data."""
         return {
             name: [
                 node.session,
                 node.seq,
-                {d: [[k, *m] for k, m in known.items()] for d, known in node.devices.items()},
+                {device: list(known.items()) for device, known in node.devices.items()},
             ]
             for name, node in self._nodes.items()
         }
@@ -146,7 +165,7 @@ class Edges:
         for name, (session, seq, devices) in data.items():
             self._nodes[name] = _Node(session, seq)
             for device, known in devices.items():
-                self._mean(name, device, {key: (metric, kind) for key, metric, kind in known})
+                self._mean(name, device, {key: (metric, kind) for key, (metric, kind) in known})
 
     # --- inside ---
 
@@ -155,7 +174,7 @@ class Edges:
         return None if node is None else node.devices.get(place.device)
 
     def _check_room(self, place: Place, payload: Payload, known: _Meanings | None) -> None:
-        if known is None and self._devices >= self._most:
+        if known is None and self.full:
             raise Malformed(Fate.OVERFULL, f"more devices and nodes than max_devices = {self._most}")
         more = 2 * len(payload.metrics) - len(known or ())
         if place.verb[1:] == "BIRTH" and self._meanings + more > MOST_MEANINGS:
@@ -233,8 +252,8 @@ def _birth(profile: str, place: Place, payload: Payload) -> Birth:
     aliases = [metric.alias for metric in payload.metrics if metric.alias is not None]
     if len(set(aliases)) < len(aliases):
         raise Malformed(Fate.BAD_SHAPE, "a birth with an alias twice")
-    if not all(metric.name for metric in payload.metrics):
-        raise Malformed(Fate.BAD_SHAPE, "a birth with a metric without a name")
+    if not all(0 < len(metric.name) <= LONGEST_NAME for metric in payload.metrics):
+        raise Malformed(Fate.BAD_SHAPE, f"a birth with a metric without a name, or one over {LONGEST_NAME} characters")
     metrics = tuple((metric.name, metric.alias, metric.kind) for metric in payload.metrics)
     return Birth(profile, place.node, place.device, metrics, _session(payload) if place.verb == "NBIRTH" else None)
 
