@@ -90,7 +90,10 @@ def _tls(error: ssl.SSLError, where: str) -> str:
     reason = error.reason or str(error)
     alert = re.search(r"ALERT_(.+)", reason)
     if alert is None or alert[1] in {"PROTOCOL_VERSION", "INTERNAL_ERROR"}:
-        return f"{where}: TLS failed ({reason}); set mqtt.port to the broker's TLS listener, usually 8883, or remove mqtt.tls"
+        hint = "set mqtt.port to the broker's TLS listener, usually 8883, or remove mqtt.tls"
+        if isinstance(error, ssl.SSLEOFError):  # a refusal that came too late to be read
+            hint += "; or the broker does not accept mqtt.tls.cert: its log says why"
+        return f"{where}: TLS failed ({reason}); {hint}"
     said = alert[1].replace("_", " ").lower()
     if alert[1] in {"CERTIFICATE_REQUIRED", "HANDSHAKE_FAILURE"}:
         return f"{where} refuses the client ({said}): it wants a client certificate; set mqtt.tls.cert and mqtt.tls.key"
