@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import orjson
 
+from sentinel.stream.decode.sparkplug import NAMESPACE
+
 FIRST, LAST = 5.0, 600.0  # seconds between commands to one node, doubled from the first to the last
 A_SECOND = 100  # commands to all nodes
 MOST_ASKED = 10_000  # nodes
@@ -18,7 +20,7 @@ class Host:
     """
 
     def __init__(self, host_id: str, clock: Callable[[], float]) -> None:
-        self.topic = f"spBv1.0/STATE/{host_id}"
+        self.topic = f"{NAMESPACE}/STATE/{host_id}"
         self._clock = clock
         self._since = clock()
 

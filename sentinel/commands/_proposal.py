@@ -107,6 +107,11 @@ class _Group:
         return self.topics[0].place
 
     @property
+    def keyed(self) -> bool:
+        """Whether readings lie by their devices' keys."""
+        return self.place[-1:] == ("*",)
+
+    @property
     def template(self) -> str:
         return "/".join(self.names)
 
@@ -119,11 +124,10 @@ class _Group:
         if self.device:
             return {str(leaves[self.device]) for _, leaves in self.readings() if self.device in leaves}
         wild = [i for i, name in enumerate(self.names) if name[:1] == "{" and name != "{channel}"]
-        keyed = self.place[-1:] == ("*",)
         out = set()
         for topic in self.topics:
-            levels = [topic.levels[i] for i in (wild if wild or keyed else range(len(self.names)))]
-            keys = {str(leaves["*",]) for _, leaves in topic.readings} if keyed else {""}
+            levels = [topic.levels[i] for i in (wild if wild or self.keyed else range(len(self.names)))]
+            keys = {str(leaves["*",]) for _, leaves in topic.readings} if self.keyed else {""}
             out |= {"/".join([*levels, key] if key else levels) for key in keys}
         return out
 
@@ -485,8 +489,7 @@ def _plant_section(plant: _Plant, name: str) -> list[str]:
 
 def _section(group: _Group, name: str) -> list[str]:
     devices = group.devices()
-    named = group.device or group.place[-1:] == ("*",)
-    example = min(devices) if named else "/".join(group.topics[0].levels)
+    example = min(devices) if group.device or group.keyed else "/".join(group.topics[0].levels)
     lines = [
         _comment(f"{len(devices)} {'device' if len(devices) == 1 else 'devices'}, such as {example}"),
         f"[profiles.{name}]",

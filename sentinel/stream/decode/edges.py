@@ -123,30 +123,22 @@ class Edges:
                 meanings |= {alias: (name, kind) for name, alias, kind in entry.metrics if alias is not None}
                 self._mean(entry.node, entry.device, meanings)
             case Death():
-                devices = self._nodes.get(entry.node, _Node()).devices
                 for device in entry.devices:
                     self._numbers.pop(device, None)
-                    if (gone := devices.pop(device, None)) is not None:
-                        self._devices -= 1
-                        self._meanings -= len(gone)
+                    self._drop(entry.node, device)
                 if entry.node in entry.devices:
                     self._nodes.pop(entry.node, None)
             case Heard():
                 for name, seq in entry.numbers.items():
-                    of = "/".join(name.split("/")[:2])
+                    of = _node_of(name)
                     if name not in self._nodes.setdefault(of, _Node()).devices:
                         self._mean(of, name, {})
                     self._nodes[of].seq = seq
 
     def forget(self, name: str) -> None:
         """A device is gone; so is its node with the last one."""
-        of = "/".join(name.split("/")[:2])
-        node = self._nodes.get(of)
-        if node is None or name not in node.devices:
-            return
-        self._devices -= 1
-        self._meanings -= len(node.devices.pop(name))
-        if not node.devices:
+        of = _node_of(name)
+        if self._drop(of, name) and not self._nodes[of].devices:
             del self._nodes[of]
 
     def export(self) -> dict[str, Any]:
@@ -187,6 +179,15 @@ class Edges:
         devices[device] = meanings
         self._devices += before is None
         self._meanings += len(meanings) - len(before or ())
+
+    def _drop(self, node: str, device: str) -> bool:
+        """Know a device no longer. False: it was not known."""
+        gone = self._nodes.get(node, _Node()).devices.pop(device, None)
+        if gone is None:
+            return False
+        self._devices -= 1
+        self._meanings -= len(gone)
+        return True
 
     def _death(self, profile: str, name: str, payload: Payload) -> Death:
         node, session = self._nodes.get(name, _Node()), _session(payload)
@@ -241,6 +242,10 @@ class Edges:
                 else:
                     said.bad += 1
         said.records = [Record(found[time], {}, time) for time in sorted(found, key=lambda time: time or math.inf)]
+
+
+def _node_of(device: str) -> str:
+    return "/".join(device.split("/")[:2])
 
 
 def measures(birth: Birth) -> bool:
