@@ -134,6 +134,15 @@ class TestAlignment:
         assert time == 0.0
         np.testing.assert_array_equal(values, [1, NAN, NAN])
 
+    def test_channels_that_are_learned_while_a_tick_waits_join_it(self) -> None:
+        to = stream(channels=None, align_window=1.0)
+        for at in range(3):
+            row = np.array([[NAN] * at + [at + 1.0]])
+            to.absorb(
+                Readings("pump", ("a", "b", "c")[: at + 1], ["d"], np.zeros(1), row, np.zeros(1, dtype=np.int64)), 0.0
+            )
+        np.testing.assert_array_equal(self.due(to, 1.0), [[1, 2, 3]])
+
     def test_readings_that_come_late_or_twice_are_counted_as_such_and_make_no_tick(self) -> None:
         to = stream(align_window=1.0)
         for now, time, value in ((0.0, 10.0, 1.0), (0.0, 10.0, 1.0), (5.0, 20.0, 2.0), (5.0, 5.0, 3.0)):

@@ -77,6 +77,8 @@ class Aligner:
             batch.slots.tolist(), batch.time.tolist(), batch.values, batch.message.tolist(), strict=True
         ):
             held = pending.get(slot)
+            if held is not None and len(held.values) < len(values):  # channels were learned since
+                held.values = np.append(held.values, np.full(len(values) - len(held.values), np.nan))
             seen = ~np.isnan(values)
             if self._by_arrival:
                 time = max(time, float(table.last_time[slot]))  # noqa: PLW2901 - our clock may have stepped back
@@ -86,7 +88,7 @@ class Aligner:
                 continue
             if held is not None:
                 have = ~np.isnan(held.values)
-                if len(held.values) == len(values) and abs(time - held.time) <= self.window and not (have & seen).any():
+                if abs(time - held.time) <= self.window and not (have & seen).any():
                     held.values = np.where(seen, values, held.values)
                     held.message, held.push = message, self._pushes
                     seen = have | seen
@@ -105,7 +107,7 @@ class Aligner:
     ) -> Fate:
         if self._by_arrival:
             return Fate.ACCEPTED
-        if held is not None and time == held.time and np.array_equal(values[seen], held.values[: len(values)][seen]):
+        if held is not None and time == held.time and np.array_equal(values[seen], held.values[seen]):
             return Fate.DUPLICATE
         if time == last_time and np.array_equal(values[seen], last[: len(values)][seen]):
             return Fate.DUPLICATE
