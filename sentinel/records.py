@@ -106,6 +106,20 @@ class EventTime:
 
 
 @dataclass(frozen=True, slots=True)
+class Naming:
+    """Where each entry of a payload carries the name of its channel.
+
+    Attributes:
+        value: where the entry carries the number.
+        split: text in the name whose last occurrence ends the device's id and begins the channel's name; empty: none.
+    """
+
+    path: tuple[str, ...]
+    value: tuple[str, ...] = ("value",)
+    split: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """Shape of a profile's forecaster.
 
@@ -145,6 +159,7 @@ class ProfileSpec:
         time: None: receive time is event time, but for formats that carry their own.
         format: how payloads are written; auto: told apart where that is safe.
         readings_path: where a payload's readings lie; a last "*": each entry there is one, named by its key.
+        naming: of payloads that carry the names of their channels; None: keys, paths or the topic name them.
         alert_budget: alerts per second and device; 0: off (no prediction alerts).
         threshold: explicit threshold on the surprise, replacing the budget's; None: from the budget.
         silence_after: receive-time seconds without a reading; None: max(300 s, 10 usual intervals); 0: off.
@@ -166,6 +181,7 @@ class ProfileSpec:
     device_path: tuple[str, ...] = ()
     format: PayloadFormat = "auto"
     readings_path: tuple[str, ...] = ()
+    naming: Naming | None = None
     alert_budget: float = 1 / 604800
     threshold: float | None = None
     silence_after: float | None = None
@@ -192,7 +208,7 @@ class ProfileSpec:
     @classmethod
     def load(cls, raw: Mapping[str, Any]) -> ProfileSpec:
         """Undo `dataclasses.asdict`, JSON in between or not."""
-        channels, time = raw["channels"], raw["time"]
+        channels, time, naming = raw["channels"], raw["time"], raw.get("naming")
         nested = {
             "channels": channels and tuple(Channel(**(c | {"path": tuple(c["path"])})) for c in channels),
             "time": time and EventTime(tuple(time["path"]), time["unit"]),
@@ -201,6 +217,7 @@ class ProfileSpec:
                 Maintenance(tuple(m["days"]), m["begin"], m["end"]) for m in raw.get("maintenance", ())
             ),
             "readings_path": tuple(raw.get("readings_path", ())),
+            "naming": naming and Naming(tuple(naming["path"]), tuple(naming["value"]), naming["split"]),
             "model": ModelSpec(**(raw["model"] | {"horizons": tuple(raw["model"]["horizons"])})),
         }
         return cls(**(dict(raw) | nested))

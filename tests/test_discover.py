@@ -220,10 +220,19 @@ class TestPayloads:
 
 
 LEVEL = st.text(st.characters(exclude_characters="/+#\0", exclude_categories=["Cs"]), max_size=6)
-LEAF = st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8) | st.just(NOW)
+KEY = st.text(max_size=6) | st.sampled_from(["id", "name", "sensor", "device", "unit", "value", "v", "ts"])
+LEAF = (
+    st.none()
+    | st.booleans()
+    | st.floats()
+    | st.integers()
+    | st.text(max_size=8)
+    | st.just(NOW)
+    | st.sampled_from(["a.b", "c.d"])
+)
 PAYLOAD = st.recursive(
     LEAF,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEY, inner, max_size=4),
     max_leaves=8,
 ).map(lambda value: json.dumps(value).encode())
 
@@ -327,8 +336,56 @@ FORMATS: dict[str, tuple[list[Message], dict[str, Any]]] = {
         {
             "topic": "gateway",
             "readings": {"path": "values"},
-            "device": {"path": "id"},
+            "channel": {"path": "id", "value": "v", "split": "."},
             "time": {"path": "t", "unit": "s"},
+        },
+    ),
+    "names beside a device": (
+        [
+            message("up", {"device": f"a{n}", "ts": NOW + k, "values": [{"id": c, "v": k / 7} for c in ("temp", "s1")]})
+            for k in range(9)
+            for n in range(2)
+        ],
+        {
+            "topic": "up",
+            "readings": {"path": "values"},
+            "device": {"path": "device"},
+            "channel": {"path": "id", "value": "v"},
+            "time": {"path": "ts", "unit": "s"},
+        },
+    ),
+    "names of a lone device": (
+        [
+            message(
+                "up", {"device": "a1", "metrics": [{"name": f"Sim.Test.{c}", "value": k / 7} for c in ("x1", "x2")]}
+            )
+            for k in range(9)
+        ],
+        {"topic": "up", "readings": {"path": "metrics"}, "device": {"path": "device"}, "channel": {"path": "name"}},
+    ),
+    "names in cbor": (
+        [
+            message(f"t/p{n}", cbor2.dumps([{"tag": c, "value": k / 7, "q": 192} for c in ("flow", "heat")]))
+            for k in range(9)
+            for n in range(2)
+        ],
+        {"topic": "t/{device}", "format": "cbor", "channel": {"path": "tag"}},
+    ),
+    "names of nodes": (
+        [
+            message(
+                "opc",
+                [
+                    {"NodeId": f"nsu=http://x.org/Plc/;s={c}", "Value": {"Value": k / 7, "SourceTimestamp": NOW + k}}
+                    for c in ("Fast", "Slow")
+                ],
+            )
+            for k in range(9)
+        ],
+        {
+            "topic": "opc",
+            "channel": {"path": "NodeId", "value": "Value.Value"},
+            "time": {"path": "Value.SourceTimestamp", "unit": "s"},
         },
     ),
     "devices": (
@@ -348,6 +405,70 @@ def test_each_format_is_recognised_and_every_message_read_by_its_proposal(name: 
     assert out.refusals == []
     assert sum(len(readings) for readings in out.readings) >= len(samples)
     assert np.isfinite(out.readings[0].values).all()
+
+
+def one_value_a_message(topics: Iterable[str], *names: str, **more: object) -> list[Message]:
+    return [
+        message(topic, {"sensor": name, "value": k / 7, "ts": NOW + k, **more}, NOW + k)
+        for k in range(5)
+        for topic in topics
+        for name in names
+    ]
+
+
+class TestNamedChannels:
+    @pytest.mark.parametrize("topics", [["plant/a1", "plant/a2"], ["plant/a1"], ["x/plant/a1", "x/plant/a2"]])
+    def test_one_value_a_message_is_a_channel_of_its_topics_device(self, topics: list[str], tmp_path: Path) -> None:
+        samples = one_value_a_message(topics, "temp", "hum", unit="C")
+        found = one(samples)
+        assert found["topic"].endswith("plant/{device}")
+        assert (found["channel"], found["channels"]) == ({"path": "sensor"}, "auto")
+        assert "# 2 seen: hum (C), temp (C)" in propose(samples)
+        (spec,) = load(propose(samples), tmp_path).specs()
+        out = Decoder([(spec, [])], "sentinel").decode(samples)
+        assert out.refusals == []
+        assert set(out.readings[0].channels) == {"hum", "temp"}
+        assert set(out.readings[0].device) == {topic.split("/")[-1] for topic in topics}
+
+    def test_numbered_names_are_devices_unless_something_else_names_these(self) -> None:
+        numbered = one_value_a_message(["up"], "s1", "s2")
+        assert "channel" not in one(numbered)
+        assert one(numbered)["device"] == {"path": "sensor"}
+        assert one(one_value_a_message(["up"], "s1", "s2", device="d1"))["channel"] == {"path": "sensor"}
+        assert one(one_value_a_message(["up/d1", "up/d2"], "s1", "s2"))["channel"] == {"path": "sensor"}
+
+    def test_a_name_for_each_device_is_no_channel(self) -> None:
+        rooms = ["Kitchen", "Hall"]
+        samples = [message("up", {"deviceId": f"d{k % 2}", "name": rooms[k % 2], "value": k / 7}) for k in range(9)]
+        assert one(samples)["device"] == {"path": "deviceId"}
+        assert "channel" not in one(samples)
+
+    def test_a_name_on_a_topic_of_its_own_is_no_channel(self) -> None:
+        samples = [
+            message(f"home/{room}/{c}", {"name": f"{room} {c}", "value": k / 7})
+            for k in range(5) for room in ("bath", "hall") for c in ("temperature", "co2")
+        ]  # fmt: skip
+        assert one(samples) == {"topic": "home/{device}/{channel}", "channels": "auto"}
+
+    def test_entries_of_several_numbers_are_readings(self) -> None:
+        samples = [message("up", [{"id": f"m{n}", "v": 220 + k, "i": k / 7} for n in range(2)]) for k in range(9)]
+        assert one(samples)["device"] == {"path": "id"}
+        assert "channel" not in one(samples)
+
+    def test_devices_within_names_are_counted_and_named(self) -> None:
+        values = [{"id": f"Sim.Dev{n}.{c}", "v": n + 0.5} for n in range(2) for c in ("Ramp1", "Random1")]
+        text = propose([message("kepware", {"values": values})])
+        assert "# 2 devices, such as Sim.Dev0" in text
+        assert "# 2 seen: Ramp1, Random1" in text
+
+    def test_texts_and_booleans_among_the_values_do_not_hide_them(self) -> None:
+        values = [
+            {"id": "l1.heat", "v": 1.5},
+            {"id": "l1.flow", "v": 2.5},
+            {"id": "l1.state", "v": "on"},
+            {"id": "l1.on", "v": True},
+        ]
+        assert one([message("up", {"values": values})])["channel"] == {"path": "id", "value": "v", "split": "."}
 
 
 class TestSparkplug:

@@ -108,6 +108,197 @@ class TestJson:
         assert [device for device, _, _ in read.rows] == ["x"]
 
 
+NAMED = 'channel = { path = "id", value = "v" }\n'
+LISTED = TOPIC + NAMED + 'readings = { path = "values" }\ntime = { path = "ts" }\n'
+BY_NAME: Sequence[tuple[str, str, object, list[tuple[str, float, dict[str, float]]]]] = [
+    (
+        "a list in an object that says device and time",
+        LISTED + 'device = { path = "device" }',
+        {"device": "a1", "ts": NOW + 1, "values": [{"id": "temp", "v": 21.5}, {"id": "hum", "v": 40}]},
+        [("a1", 1.0, {"temp": 21.5, "hum": 40.0})],
+    ),
+    (
+        "a list alone",
+        TOPIC + NAMED,
+        [{"id": "temp", "v": 21.5}, {"id": "hum", "v": 40}],
+        [("d", 0.0, {"temp": 21.5, "hum": 40.0})],
+    ),
+    (
+        "one value",
+        TOPIC + 'channel = { path = "sensor" }\ntime = { path = "ts" }',
+        {"sensor": "temp", "value": 21.5, "unit": "C", "ts": NOW + 2},
+        [("d", 2.0, {"temp": 21.5})],
+    ),
+    (
+        "names, values and times that lie deep, and a number for a name",
+        TOPIC + 'channel = { path = "node.name", value = "value.is" }\ntime = { path = "value.at" }',
+        [
+            {"node": {"name": "a.b"}, "value": {"is": 1, "at": NOW}},
+            {"node": {"name": 40001}, "value": {"is": 2, "at": NOW}},
+        ],
+        [("d", 0.0, {"a.b": 1.0, "40001": 2.0})],
+    ),
+    (
+        "times of their own, else that of all",
+        LISTED,
+        {"ts": NOW, "values": [{"id": "a", "v": 1, "ts": NOW + 1}, {"id": "b", "v": 2}, {"id": "c", "v": 3, "ts": NOW + 1}]},
+        [("d", 1.0, {"a": 1.0, "c": 3.0}), ("d", 0.0, {"b": 2.0})],
+    ),
+    (
+        "devices of their own",
+        TOPIC + NAMED + 'device = { path = "of" }',
+        [{"of": "x", "id": "a", "v": 1}, {"of": "y", "id": "a", "v": 2}, {"of": "x", "id": "b", "v": 3}],
+        [("x", 0.0, {"a": 1.0, "b": 3.0}), ("y", 0.0, {"a": 2.0})],
+    ),
+    (
+        "lists by their devices' keys",
+        TOPIC + NAMED + 'readings = { path = "all.*" }',
+        {"all": {"x": [{"id": "a", "v": 1}, {"id": "b", "v": 2}], "y": [{"id": "a", "v": 3}]}},
+        [("d/x", 0.0, {"a": 1.0, "b": 2.0}), ("d/y", 0.0, {"a": 3.0})],
+    ),
+    (
+        "samples of one channel that what is about them names",
+        LISTED,
+        {"id": "a", "values": [{"v": 1, "ts": NOW}, {"v": 2, "ts": NOW + 1}]},
+        [("d", 0.0, {"a": 1.0}), ("d", 1.0, {"a": 2.0})],
+    ),
+    (
+        "a name that comes again begins another reading",
+        TOPIC + NAMED,
+        [{"id": "a", "v": 1}, {"id": "b", "v": 2}, {"id": "a", "v": 3}, {"id": "b", "v": 4}],
+        [("d", 0.0, {"a": 1.0, "b": 2.0}), ("d", 0.0, {"a": 3.0, "b": 4.0})],
+    ),
+    (
+        "channels called as the fields of device and time are",
+        LISTED + 'device = { path = "of" }',
+        {"ts": NOW, "of": "x", "values": [{"id": "ts", "v": 1}, {"id": "of", "v": 2}, {"id": "id", "v": 3}]},
+        [("x", 0.0, {"ts": 1.0, "of": 2.0, "id": 3.0})],
+    ),
+    (
+        "a name of device and channel",
+        'topic = "t/d"\nchannel = { path = "id", value = "v", split = "." }',
+        [{"id": "l1.p2.heat", "v": 1}, {"id": "l1.p3.heat", "v": 2}, {"id": "l1.p2.flow", "v": 3}],
+        [("l1.p2", 0.0, {"heat": 1.0, "flow": 3.0}), ("l1.p3", 0.0, {"heat": 2.0})],
+    ),
+    (
+        "such a name below the topic's device, which is it where the name has none",
+        TOPIC + 'channel = { path = "id", value = "v", split = "." }',
+        [{"id": "p2.heat", "v": 1}, {"id": "uptime", "v": 2}],
+        [("d/p2", 0.0, {"heat": 1.0}), ("d", 0.0, {"uptime": 2.0})],
+    ),
+]  # fmt: skip
+
+
+class TestNamedChannels:
+    @pytest.mark.parametrize(
+        ("profile", "payload", "rows"), [case[1:] for case in BY_NAME], ids=[case[0] for case in BY_NAME]
+    )
+    def test_entries_of_one_device_and_time_are_one_reading_alike_in_json_and_cbor(
+        self, profile: str, payload: object, rows: list[tuple[str, float, dict[str, float]]], tmp_path: Path
+    ) -> None:
+        for written in (orjson.dumps(payload), cbor2.dumps(payload)):
+            read = Read(tmp_path, profile, written)
+            assert read.rows == rows
+            assert (read.decoded.refusals, read.decoded.bad_values, read.decoded.unknown) == ([], {}, {})
+
+    def test_declared_channels_are_found_by_their_names_and_others_counted(self, tmp_path: Path) -> None:
+        profile = LISTED + 'channels = ["hum", { name = "motor.temp", max = 90 }]'
+        values = [{"id": "motor.temp", "v": 21.5}, {"id": "extra", "v": 1}, {"id": "state", "v": "on"}]
+        read = Read(tmp_path, profile, {"ts": NOW, "values": values})
+        assert read.rows == [("d", 0.0, {"motor.temp": 21.5})]
+        assert read.readings.channels == ("hum", "motor.temp")
+        assert (read.decoded.unknown, read.decoded.bad_values) == ({"p": 2}, {})
+
+    def test_readings_of_channels_that_are_not_declared_are_no_bad_values(self, tmp_path: Path) -> None:
+        values = [{"id": name, "v": 1, "ts": NOW + at} for at, name in enumerate(("x", "a", "y"))]
+        read = Read(tmp_path, LISTED + 'channels = ["a"]', {"values": values})
+        assert read.rows == [("d", 1.0, {"a": 1.0})]
+        assert (read.decoded.unknown, read.decoded.bad_values) == ({"p": 2}, {})
+
+    def test_an_entry_that_cannot_be_used_is_counted_and_leaves_the_others(self, tmp_path: Path) -> None:
+        values = [
+            {"id": "a", "v": 1},
+            {"v": 2},
+            {"id": True, "v": 2},
+            3,
+            {"id": "b", "v": "high"},
+            {"id": "b", "v": None},
+        ]
+        read = Read(tmp_path, LISTED + 'channels = ["a", "b"]', {"ts": NOW, "values": values})
+        assert read.rows == [("d", 0.0, {"a": 1.0})]
+        assert (read.decoded.bad_values, read.decoded.unknown) == ({"p": 4}, {})
+
+    @pytest.mark.parametrize(
+        ("payload", "fate"),
+        [
+            ({"ts": NOW, "values": []}, Fate.NO_CHANNEL),
+            ({"ts": NOW, "values": [{"id": "a"}]}, Fate.NO_CHANNEL),
+            ({"ts": NOW, "values": [{"id": "a", "v": None}]}, Fate.NO_CHANNEL),
+            ({"ts": NOW, "values": [{"id": "x", "v": 1}]}, Fate.NO_CHANNEL),
+            ({"ts": NOW, "values": [{"id": "", "v": 1}]}, Fate.NO_CHANNEL),
+            ({"ts": NOW, "values": [{"id": "a", "v": "1"}]}, Fate.BAD_VALUE),
+            ({"ts": NOW, "values": [{"id": "a", "v": True}]}, Fate.BAD_VALUE),
+            ({"ts": NOW, "values": [{"id": "a", "v": 1e31}]}, Fate.BAD_VALUE),
+            ({"ts": NOW, "values": [{"v": 1}]}, Fate.BAD_SHAPE),
+            ({"ts": NOW, "values": [{"id": ["a"], "v": 1}]}, Fate.BAD_SHAPE),
+            ({"ts": NOW, "values": [1, 2]}, Fate.BAD_SHAPE),
+            ({"ts": NOW, "values": 3}, Fate.BAD_SHAPE),
+            ({"values": [{"id": "a", "v": 1}]}, Fate.BAD_TIME),
+            ({"ts": "now", "values": [{"id": "a", "v": 1}]}, Fate.BAD_TIME),
+            ({"ts": NOW, "values": [{"id": "a", "v": 1, "ts": -1}]}, Fate.BAD_TIME),
+        ],
+    )
+    def test_a_message_without_a_value_that_can_be_used_is_refused_once(
+        self, payload: object, fate: Fate, tmp_path: Path
+    ) -> None:
+        read = Read(tmp_path, LISTED + 'channels = ["a"]', payload)
+        assert read.decoded.fates == [fate]
+        assert [refusal.fate for refusal in read.decoded.refusals] == [fate]
+        assert read.rows == []
+
+    @pytest.mark.parametrize(
+        ("name", "fate"), [("heat", Fate.BAD_DEVICE), (".heat", Fate.BAD_DEVICE), ("_fleet.heat", Fate.BAD_DEVICE),
+                           ("d" * 201 + ".heat", Fate.BAD_DEVICE), ("p1.", Fate.NO_CHANNEL)],
+    )  # fmt: skip
+    def test_a_name_without_a_sound_device_or_a_channel_is_refused(self, name: str, fate: Fate, tmp_path: Path) -> None:
+        profile = 'topic = "t/d"\nchannel = { path = "id", value = "v", split = "." }'
+        assert Read(tmp_path, profile, {"id": name, "v": 1}).decoded.fates == [fate]
+
+    def test_retained_without_a_time_it_only_announces_the_device_that_the_topic_names(self, tmp_path: Path) -> None:
+        entry = {"id": "p1.heat", "v": 1}
+        read = Read(tmp_path, TOPIC + NAMED, entry, retain=True).decoded
+        assert (read.fates, read.announced) == ([Fate.RETAINED], [("p", "d")])
+        split = TOPIC + 'channel = { path = "id", value = "v", split = "." }'
+        read = Read(tmp_path, split, entry, retain=True).decoded
+        assert (read.fates, read.announced) == ([Fate.RETAINED], [])
+
+    def test_an_array_that_senml_could_be_goes_by_the_profile(self, tmp_path: Path) -> None:
+        profile = TOPIC + 'channel = { path = "n", value = "v" }'
+        assert values(tmp_path, profile, [{"n": "urn:dev:x:y:heat", "v": 1}]) == [{"urn:dev:x:y:heat": 1.0}]
+
+    def test_lines_are_of_no_shape_that_it_describes(self, tmp_path: Path) -> None:
+        assert Read(tmp_path, TOPIC + NAMED, b"m f=1").decoded.fates == [Fate.BAD_SHAPE]
+
+    def test_a_thousand_readings_of_several_channels_are_not_too_many_and_one_more_is(self, tmp_path: Path) -> None:
+        def entries(count: int) -> list[dict[str, object]]:
+            return [{"id": name, "v": at, "ts": NOW + at} for at in range(count) for name in ("a", "b", "c")]
+
+        assert len(Read(tmp_path, LISTED, {"values": entries(MAX_READINGS)}).rows) == MAX_READINGS
+        refused = Read(tmp_path, LISTED, {"values": entries(MAX_READINGS + 1)})
+        assert (refused.decoded.fates, refused.rows) == ([Fate.TOO_LARGE], [])
+
+    def test_messages_of_one_channel_each_become_one_tick(self, tmp_path: Path) -> None:
+        specs = load(tmp_path, TOPIC + 'channel = { path = "sensor" }\ntime = { path = "ts" }').specs()
+        pipeline = Pipeline(specs, "sentinel")
+        table = pipeline.profiles["p"].table
+        for at in range(5):
+            for name in ("temp", "hum"):
+                body = orjson.dumps({"sensor": name, "value": at, "ts": NOW + 10 * at})
+                pipeline.push([Message("t/d", body, received=NOW + 10 * at)], NOW + 10 * at)
+        assert table.ticks[table.slot_of["d"]] == 5
+        assert pipeline.profiles["p"].channels == ["temp", "hum"]
+
+
 class TestNumber:
     @pytest.mark.parametrize(("payload", "number"), [(b"21.5", 21.5), (b" -3\n", -3.0), (b"+1", 1.0), (b".5", 0.5)])
     def test_a_bare_number_is_a_value(self, payload: bytes, number: float, tmp_path: Path) -> None:
@@ -339,6 +530,12 @@ class TestCbor:
         'topic = "t/{device}/{channel}"\nformat = "csv"',
         'topic = "t/{device}/{channel}"\nreadings = { path = "*" }',
         TOPIC + 'format = "value"\nchannels = ["a", "b"]',
+        'topic = "t/{device}/{channel}"\n' + NAMED,
+        *(TOPIC + NAMED + f'format = "{name}"' for name in ("value", "csv", "influx", "senml")),
+        SPARKPLUG + NAMED + 'format = "sparkplug"',
+        TOPIC + NAMED + 'channels = [{ name = "a", path = "b" }]',
+        TOPIC + 'channel = { path = "id", split = "." }\ndevice = { path = "of" }',
+        TOPIC + 'channel = { path = "id", split = "" }',
         TOPIC + 'format = "xml"',
     ],
 )
@@ -438,6 +635,13 @@ HOSTILE: Sequence[tuple[PayloadFormat, bytes, Fate]] = [
     ("senml", of(b',{"n":"b","v":1}', b'[{"bn":"' + b"a" * (MAX_PAYLOAD // 2) + b'"}', b"]"), Fate.TOO_LARGE),
     ("senml", b'[{"bn":"' + b"a" * 2000 + b'","n":"b","v":1}]', Fate.BAD_DEVICE),
 ]
+HOSTILE_NAMES: Sequence[tuple[str, bytes, Fate | None]] = [
+    (NAMED, of(b'{"id":"a","v":1},', b"[", b"{}]"), Fate.TOO_LARGE),
+    (NAMED, of(b'{"v":1},', b"[", b"{}]"), Fate.TOO_LARGE),
+    (NAMED, b"[" + b",".join(b'{"id":"%d","v":1}' % n for n in range(40_000)) + b"]", None),
+    (NAMED + 'device = { path = "id" }', b"[" + b",".join(b'{"id":"%d","v":1}' % n for n in range(9000)) + b"]", Fate.TOO_LARGE),
+    (NAMED, of(b"a", b'{"id":"', b'","v":"1"}'), Fate.NO_CHANNEL),
+]  # fmt: skip
 
 
 class TestHostile:
@@ -457,12 +661,14 @@ class TestHostile:
             assert len(payload) > MAX_VALUES
             assert len(Read(tmp_path, TOPIC, payload).readings) == MAX_READINGS
 
-    @pytest.mark.parametrize(("payload_format", "payload", "fate"), HOSTILE)
+    @pytest.mark.parametrize(
+        ("profile", "payload", "fate"), [*((f'format = "{name}"', *case) for name, *case in HOSTILE), *HOSTILE_NAMES]
+    )
     def test_it_takes_no_more_than_fifty_times_its_size(
-        self, payload_format: str, payload: bytes, fate: Fate, tmp_path: Path
+        self, profile: str, payload: bytes, fate: Fate | None, tmp_path: Path
     ) -> None:
         assert len(payload) <= MAX_PAYLOAD
-        specs = load(tmp_path, TOPIC + f'format = "{payload_format}"').specs()
+        specs = load(tmp_path, TOPIC + profile).specs()
         decoder, messages = Decoder([(specs[0], [])], "sentinel"), [Message("t/d", payload, received=NOW)]
         tracemalloc.start()
         try:
@@ -481,7 +687,13 @@ SEEDS = [
     b'[{"bn":"d:","bt":1700000000,"n":"a","v":1},{"n":"b","s":2,"t":-1}]',
     cbor2.dumps([{-2: "d:", 0: "a", 2: 1}]),
     cbor2.dumps({"a": 1.5, "b": [1, {"c": None}]}),
+    b'[{"id":"a.b","v":1,"ts":1700000000},{"id":"c","v":2}]',
+    cbor2.dumps([{"id": "a.b", "v": 1.5}, {"id": "a.b", "v": 2}]),
 ]
+FUZZED = {name: f'format = "{name}"' for name in get_args(PayloadFormat)} | {
+    "named": NAMED,
+    "named, split": 'channel = { path = "id", value = "v", split = "." }\ntime = { path = "ts" }',
+}
 
 
 @st.composite
@@ -494,7 +706,7 @@ def near(draw: st.DrawFn) -> bytes:
     return bytes(payload)
 
 
-@pytest.mark.parametrize("name", get_args(PayloadFormat))
+@pytest.mark.parametrize("name", FUZZED)
 @given(payloads=st.lists(st.binary(max_size=40) | near(), max_size=8))
 @example(payloads=[b"\xc1" * 5000, b"\xd8\x1c" * 5000, b"m f=" + b'"\\' * 5000, b"m" + b",a=b" * 5000, b"," * 5000])
 @settings(max_examples=100, deadline=None)
@@ -502,9 +714,54 @@ def test_whatever_comes_has_one_fate_and_only_finite_numbers_come_out(
     name: str, payloads: list[bytes], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     of, topic = (SPARKPLUG, "spBv1.0/g/DBIRTH/e/d") if name == "sparkplug" else (TOPIC, "t/d")
-    specs = load(tmp_path_factory.getbasetemp(), of + f'format = "{name}"').specs()
+    specs = load(tmp_path_factory.getbasetemp(), of + FUZZED[name]).specs()
     turn = Pipeline(specs, "sentinel").push([Message(topic, payload, received=NOW) for payload in payloads], NOW)
     assert sum(turn.fates.values()) == len(payloads)
     for readings in turn.decoded.readings:
         assert np.isfinite(readings.time).all()
         assert (np.nanmax(np.abs(readings.values), axis=1) <= 1e30).all()
+
+
+ENTRY = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": st.sampled_from(["a", "b", "c.a", "", 7]) | st.none() | st.lists(st.just("a"), max_size=1),
+        "v": st.floats(allow_nan=False) | st.integers() | st.text(max_size=2) | st.booleans() | st.none(),
+        "ts": st.integers(int(NOW), int(NOW) + 3) | st.none() | st.text(max_size=2),
+        "of": st.sampled_from(["x", "y", "", "_fleet"]),
+    },
+)
+
+
+@given(payloads=st.lists(st.lists(ENTRY | st.integers() | st.none(), max_size=6), max_size=6))
+@settings(max_examples=150, deadline=None)
+def test_whatever_entries_hold_each_value_is_read_once_or_counted(
+    payloads: list[list[object]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    profile = 'topic = "t/d"\n' + NAMED + 'time = { path = "ts" }\ndevice = { path = "of" }\nchannels = ["a", "b"]'
+    read = Read(tmp_path_factory.getbasetemp(), profile, *(cbor2.dumps(payload) for payload in payloads)).decoded
+    rows = [
+        (m, d, t, v)
+        for of in read.readings
+        for m, d, t, v in zip(of.message, of.device, of.time, of.values, strict=True)
+    ]
+    given: list[tuple[int, str, float, str, float]] = []
+    for at, payload in enumerate(payloads):
+        for entry in payload:
+            match entry:
+                case {
+                    "id": "a" | "b" as name,
+                    "v": float() | int() as value,
+                    "ts": int() as time,
+                    "of": "x" | "y" as device,
+                }:
+                    if not isinstance(value, bool) and abs(value) <= 1e30:
+                        given.append((at, device, float(time), name, float(value)))
+    found = [
+        (int(m), d, float(t), name, float(value))
+        for m, d, t, row in rows
+        for name, value in zip("ab", row, strict=True)
+        if not np.isnan(value)
+    ]
+    assert sorted(found) == sorted(given)
+    assert {m for m, *_ in found} == {at for at, fate in enumerate(read.fates) if fate is None}

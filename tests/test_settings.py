@@ -20,7 +20,7 @@ from sentinel.adapters.models import save_model
 from sentinel.commands.check_config import check_config
 from sentinel.errors import ConfigError
 from sentinel.model.calibrate import REFRACTORY
-from sentinel.records import Channel, EventTime, ModelSpec, ProfileSpec
+from sentinel.records import Channel, EventTime, ModelSpec, Naming, ProfileSpec
 from sentinel.settings import (
     Settings,
     command_line,
@@ -212,6 +212,18 @@ class TestTheFile:
         channels = load(tmp_path, text).specs()[0].channels
         assert channels == (Channel("x"), Channel("y", ("v",)))
 
+    def test_channels_named_by_the_payload_have_no_path_and_their_messages_are_joined(self, tmp_path: Path) -> None:
+        text = """
+            [profiles.a]
+            topic = "a/{device}"
+            channels = ["x.y"]
+            channel = { path = "meta.id", value = "v", split = "/" }
+        """
+        (spec,) = load(tmp_path, text).specs()
+        assert spec.channels == (Channel("x.y"),)
+        assert spec.naming == Naming(("meta", "id"), ("v",), "/")
+        assert spec.align_window == 1.0
+
     def test_a_device_may_come_from_the_payload_alone(self, tmp_path: Path) -> None:
         text = '[profiles.a]\ntopic = "a/{channel}"\ndevice = { path = "id" }\n'
         assert load(tmp_path, text).specs()[0].device_path == ("id",)
@@ -401,6 +413,14 @@ REFUSED_KEYS = {
     TOPIC + 'channels = [{ unit = "bar" }]': "s.toml:3: profiles.pump.channels[0].name is missing: "
     "must be text of 1 to 200 characters",
     TOPIC + 'channels = ["a", "a"]': 's.toml:1: profiles.pump: channels must have distinct names: "a" is there twice',
+    TOPIC + 'channels = ["b", { name = "a", path = "x" }]\nchannel = { path = "id" }': "s.toml:1: profiles.pump: "
+    'with channel = { path = "…" } a channel is found by its name: leave path out of "a", '
+    "and name it as the payload does",
+    TOPIC + 'format = "csv"\nchannel = { path = "id" }': "s.toml:1: profiles.pump: channel has no meaning with "
+    'format = "csv": it is for "json" and "cbor"',
+    TOPIC + 'device = { path = "d" }\nchannel = { path = "id", split = "." }': "s.toml:1: profiles.pump: "
+    "channel.split takes the device's id from the channel's name: leave out device, or split",
+    TOPIC + "channel = 5": "s.toml:3: profiles.pump.channel = 5: must be a table with the keys path, value, split",
     TOPIC + 'channels = ["a", "b"]\nmax_channels = 1': "s.toml:1: profiles.pump: channels must be at most "
     "max_channels = 1",
     TOPIC + 'channels = [{ name = "a", min = 2, max = 1 }]': "s.toml:3: profiles.pump.channels[0]: "
@@ -827,7 +847,7 @@ class TestReference:
             for pattern in FIELDS
             if not any(other[: len(pattern)] == pattern and other != pattern for other in FIELDS)
         }
-        of_profile = {f"profiles.NAME.{table}" for table in ("channels", "readings", "time", "device")}
+        of_profile = {f"profiles.NAME.{table}" for table in ("channels", "readings", "time", "device", "channel")}
         tables = {"mqtt.tls", "http.tls", "home_assistant", "webhooks"} | of_profile
         assert set(rows) == leaves | tables
         assert all(row.description and row.type for row in rows.values())
@@ -838,7 +858,7 @@ class TestReference:
 
     def test_every_field_of_a_profile_spec_can_be_set(self) -> None:
         keys = {pattern[2] for pattern in FIELDS if pattern[:2] == ("profiles", "*") and len(pattern) == 3}
-        assert {*ProfileSpec.__dataclass_fields__} - {"name", "device_path", "readings_path"} <= keys
+        assert {*ProfileSpec.__dataclass_fields__} - {"name", "device_path", "readings_path", "naming"} <= keys
 
     def test_importing_settings_loads_nothing_heavy(self) -> None:
         code = "import sys, sentinel.settings; print(*({'torch', 'paho', 'prometheus_client'} & set(sys.modules)))"

@@ -50,6 +50,7 @@ from sentinel.records import (
     EventTime,
     Heard,
     ModelSpec,
+    Naming,
     ProfileSpec,
     Promotion,
     Readings,
@@ -65,6 +66,7 @@ SPEC = ProfileSpec(
     channels=(Channel("pressure", ("p", "0"), "bar", min=0.0, max=16.0), Channel("flow", direction="above")),
     time=EventTime(("ts",), "ms"),
     device_path=("id",),
+    naming=Naming(("n",), ("v",), "."),
     silence_after=FOREVER,
     model=ModelSpec(horizons=(1, 8, 64), weights="device"),
 )

@@ -17,7 +17,7 @@ from typing import Literal
 import orjson
 
 from sentinel.errors import DataError
-from sentinel.records import Message
+from sentinel.records import Message, Naming
 from sentinel.settings import MqttSettings
 from sentinel.stream.decode.csvline import read_csv
 from sentinel.stream.decode.formats import recognise
@@ -51,11 +51,24 @@ _DECADE = 10 * 365.25 * 86400.0
 _HOUR = 3600.0
 _SCALES: dict[Unit, float] = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _TIME_NAME = re.compile(r"^(t|at|when|ts|dt)$|time|date|stamp|epoch|(^|_)ts(_|$)", re.IGNORECASE)
+_SURELY_A_DEVICE = re.compile("device|dev|machine|asset", re.IGNORECASE)
 _COUNTER_NAME = re.compile(r"^(seq|seq_?no|sequence|counter|n|(msg|message|packet)_?id)$", re.IGNORECASE)
 _DEVICE_NAME = re.compile(
     r"^((device|dev|sensor|node|machine|asset|unit)(_?(id|name|eui))?|id|name|serial|source|host(name)?|bn)$",
     re.IGNORECASE,
 )
+_CHANNEL_NAME = re.compile(  # the surer, the earlier its group
+    "(?:((?:channel|tag|metric|measure|measurement|param|parameter|property|quantity|point|data_?point|signal|var|variable)"
+    "(?:_?(?:name|id|key|type))?)|((?:sensor|display|item|field|attribute|type|kind|key)(?:_?(?:name|id|key|type))?)"
+    "|(name|n|node_?id)|(id))$",
+    re.IGNORECASE,
+)
+_VALUE_NAME = re.compile(
+    "(v|val|reading|data|raw|((double|float|int|long|num|number|numeric)_?)?value)$", re.IGNORECASE
+)
+_BESIDE_VALUE = re.compile("(q|quality|status(_?code)?)$", re.IGNORECASE)
+_UNIT_NAME = re.compile("(u|uom|(eng(ineering)?_?)?units?(_?of_?measure(ment)?)?)$", re.IGNORECASE)
+_SEPARATORS = (".", "/", ":")  # of device and channel in a name
 
 _NO_READINGS = re.compile(
     "(^|/)(cmnd|command)/|/(set|get|command|config)$"
@@ -92,11 +105,13 @@ class _Group:
     Attributes:
         names: per level its text, or its wildcard in braces; empty where no device can be told.
         device: where the payload carries the device id; empty: the topic does.
+        naming: where it carries the names of its channels; None: its keys are these, or the topic has them.
     """
 
     topics: list[_Topic]
     names: tuple[str, ...] = ()
     device: Keys = ()
+    naming: Naming | None = None
 
     @property
     def kind(self) -> Kind:
@@ -123,6 +138,8 @@ class _Group:
         """Ids of the devices seen."""
         if self.device:
             return {str(leaves[self.device]) for _, leaves in self.readings() if self.device in leaves}
+        if self.naming is not None and self.naming.split:
+            return {name.rpartition(self.naming.split)[0] for name in _texts(self)[self.naming.path]}
         wild = [i for i, name in enumerate(self.names) if name[:1] == "{" and name != "{channel}"]
         out = set()
         for topic in self.topics:
@@ -234,7 +251,7 @@ def _place(value: dict[str, object], at: Keys, received: float) -> Keys | None:
         inner: Keys | None = None
         if isinstance(item, dict) and len(at) < _DEPTH:
             inner = _place(item, (*at, key), received)
-        elif isinstance(item, list) and item and all(isinstance(part, dict) and _numeric(part) for part in item):
+        elif isinstance(item, list) and all(isinstance(part, dict) for part in item) and any(map(_numeric, item)):
             inner = (*at, key)
         if inner is None:
             continue
@@ -329,11 +346,14 @@ def _named(group: _Group) -> _Group:
     values = [set(level) for level in zip(*(topic.levels for topic in group.topics), strict=True)]
     varying = [i for i, level in enumerate(values) if len(level) > 1]
     names = list(group.topics[0].levels)
-    channel = _channel_level(values) if group.kind == "number" else None
+    naming = _naming(group)
+    channel = _channel_level(values) if group.kind == "number" and naming is None else None
     wild = [i for i in varying if i != channel]
-    if not wild and (keys := _device_keys(group)):
-        return _Group(group.topics, tuple(names), keys)
-    wild = wild or _guess(names, channel)
+    guess = _guess(names, channel)
+    keys = () if wild else _device_keys(group, naming, lone=not guess)
+    if keys or (naming is not None and naming.split):
+        return _Group(group.topics, tuple(names), keys, naming)
+    wild = wild or guess
     device = max(wild, key=lambda i: (len(values[i]), i), default=None)
     others = [i for i in wild if i != device]
     for i in others:
@@ -342,7 +362,7 @@ def _named(group: _Group) -> _Group:
         names[device] = "{device}"
     if channel is not None:
         names[channel] = "{channel}"
-    return _Group(group.topics, tuple(names))
+    return _Group(group.topics, tuple(names), (), naming)
 
 
 def _channel_level(values: Sequence[set[str]]) -> int | None:
@@ -365,20 +385,88 @@ def _channel_level(values: Sequence[set[str]]) -> int | None:
     return places[-1] if len(values) > _LEVELS_OF_A_CHANNEL else None
 
 
-def _device_keys(group: _Group) -> Keys:
-    """The field of the payloads that names devices: named so, or a tag, of several values, in most of them."""
-    values: dict[Keys, list[float | str]] = defaultdict(list)
+def _texts(group: _Group) -> dict[Keys, list[str]]:
+    """The fields that are text in most of the payloads."""
+    texts: dict[Keys, list[str]] = defaultdict(list)
     total = 0
     for _, leaves in group.readings():
         total += 1
         for keys, leaf in leaves.items():
-            tag = group.kind == "influx" and keys[:1] == ("tags",)
-            if keys and (tag or _DEVICE_NAME.match(keys[-1])) and isinstance(leaf, str):
-                values[keys].append(leaf)
-    found = [keys for keys, seen in values.items() if len(seen) >= _MOST * total and 1 < len(set(seen)) < total]
+            if keys and isinstance(leaf, str):
+                texts[keys].append(leaf)
+    return {keys: seen for keys, seen in texts.items() if len(seen) >= _MOST * total}
+
+
+def _device_keys(group: _Group, naming: Naming | None, *, lone: bool) -> Keys:
+    """The field of the payloads that names devices: named so, or a tag, of several values; `lone`: or surely named so."""
+    texts = _texts(group)
+    found = [
+        keys
+        for keys, seen in texts.items()
+        if (_DEVICE_NAME.match(keys[-1]) or (group.kind == "influx" and keys[0] == "tags"))
+        and (1 < len(set(seen)) < len(seen) or (lone and len(set(seen)) == 1 and _SURELY_A_DEVICE.match(keys[-1])))
+        and (naming is None or (not _UNIT_NAME.match(keys[-1]) and _has_several(group, naming.path, keys)))
+    ]
     return min(
-        found, key=lambda keys: (not _DEVICE_NAME.match(keys[-1]), len(keys), -len(set(values[keys])), keys), default=()
+        found, key=lambda keys: (not _DEVICE_NAME.match(keys[-1]), len(keys), -len(set(texts[keys])), keys), default=()
     )
+
+
+def _naming(group: _Group) -> Naming | None:
+    """Where entries of one number each name what it is: in a field that has several names for one device.
+
+    None where these are numbered, as devices are, and nothing else tells devices.
+    """
+    value = _lone_value(group)
+    texts = _texts(group) if value is not None else {}
+    ranks = {keys: found.lastindex or 0 for keys in texts if (found := _CHANNEL_NAME.match(keys[-1]))}
+    fields = [keys for keys in texts if _DEVICE_NAME.match(keys[-1]) and not _UNIT_NAME.match(keys[-1])]
+    for keys in sorted(ranks, key=lambda keys: (ranks[keys], len(keys), keys)):
+        if value is None or not _has_several(group, keys):
+            continue
+        others = [other for other in fields if other != keys and len(set(texts[other])) > 1]
+        lone = [other for other in fields if other != keys and _SURELY_A_DEVICE.match(other[-1])]
+        if len(group.topics) > 1 or any(_has_several(group, keys, other) for other in others + lone):
+            return Naming(keys, value)
+        if not all(_CHANNEL_NAME.match(other[-1]) for other in others):
+            continue  # a name for each device
+        names = set(texts[keys])
+        split = _separator(names)
+        if split or any(map(_QUANTITY.search, names)) or not all(re.search(r"\d", name) for name in names):
+            return Naming(keys, value, split)
+    return None
+
+
+def _has_several(group: _Group, names: Keys, device: Keys = ()) -> bool:
+    """Whether a device, by its topic and a field, has several names."""
+    seen: dict[tuple[tuple[str, ...], object], set[object]] = defaultdict(set)
+    for topic in group.topics:
+        for _, leaves in topic.readings:
+            seen[topic.levels, leaves.get(device)].add(leaves.get(names))
+    return any(len(found - {None}) > 1 for found in seen.values())
+
+
+def _lone_value(group: _Group) -> Keys | None:
+    """The field of the only number, under a name that does not say of what, and in half of the entries at least."""
+    if group.kind not in ("object", "number", "cbor"):
+        return None
+    times, _ = _times(group)
+    numbers = {keys: seen for keys, seen in _values(group).items() if keys not in times}
+    named = [keys for keys in numbers if keys and all(map(_VALUE_NAME.match, keys))]
+    value = max(named, key=lambda keys: len(numbers[keys]), default=None)
+    if value is None or 2 * len(numbers[value]) < sum(1 for _ in group.readings()):
+        return None
+    varying = (keys for keys, seen in numbers.items() if keys != value and len(set(seen)) > 1)
+    return value if all(_BESIDE_VALUE.match(keys[-1]) or _counts(group, keys) for keys in varying) else None
+
+
+def _separator(names: set[str]) -> str:
+    """What parts each name into a device and a channel's word; empty: nothing does."""
+    for sign in _SEPARATORS:
+        parts = [name.rpartition(sign) for name in names]
+        if all(device and re.fullmatch(r"\w[\w -]*", word) and not word.isdigit() for device, _, word in parts):
+            return sign
+    return ""
 
 
 def _split(group: _Group) -> list[Keys]:
@@ -489,7 +577,8 @@ def _plant_section(plant: _Plant, name: str) -> list[str]:
 
 def _section(group: _Group, name: str) -> list[str]:
     devices = group.devices()
-    example = min(devices) if group.device or group.keyed else "/".join(group.topics[0].levels)
+    named = group.device or group.keyed or (group.naming is not None and group.naming.split)
+    example = min(devices) if named else "/".join(group.topics[0].levels)
     lines = [
         _comment(f"{len(devices)} {'device' if len(devices) == 1 else 'devices'}, such as {example}"),
         f"[profiles.{name}]",
@@ -502,6 +591,8 @@ def _section(group: _Group, name: str) -> list[str]:
     if group.device:
         lines.append(f"device = {{ path = {_path(group.device)} }}")
         lines += [_comment(f"of one device there are several {'.'.join(keys)}: taken as one") for keys in _split(group)]
+    if group.naming is not None:
+        lines.append(_channel_line(group.naming))
     times, units = _times(group)
     if group.kind == "senml" or (group.kind == "influx" and times and units[times[0]] == "ns"):
         lines.append("# a reading's time is the one that it carries")
@@ -513,14 +604,37 @@ def _section(group: _Group, name: str) -> list[str]:
         lines += [_comment(f"also a time: {'.'.join(keys)}") for keys in times[1:]]
     else:
         lines.append("# no event time in the payload: a reading's time is when it is received")
+    if group.naming is not None:
+        return [*lines, _seen(_named_channels(group, group.naming)), 'channels = "auto"']
     if group.kind == "number" and "{channel}" not in group.names:
         return [*lines, 'channels = "auto"']
     if group.kind == "number":
         at = group.names.index("{channel}")
-        channels = sorted({topic.levels[at] for topic in group.topics})
-        seen = ", ".join(channels[:20]) + (" …" if len(channels) > 20 else "")
-        return [*lines, _comment(f"{len(channels)} seen: {seen}"), 'channels = "auto"']
+        return [*lines, _seen({topic.levels[at] for topic in group.topics}), 'channels = "auto"']
     return [*lines, *_channels(group, times)]
+
+
+def _channel_line(naming: Naming) -> str:
+    value = "" if naming.value == ("value",) else f", value = {_path(naming.value)}"
+    split = f", split = {_quote(naming.split)}" if naming.split else ""
+    return f"channel = {{ path = {_path(naming.path)}{value}{split} }}"
+
+
+def _seen(channels: set[str]) -> str:
+    shown = ", ".join(sorted(channels)[:20]) + (" …" if len(channels) > 20 else "")
+    return _comment(f"{len(channels)} seen: {shown}")
+
+
+def _named_channels(group: _Group, naming: Naming) -> set[str]:
+    """Channels that entries name, with the unit that the latest of each says."""
+    found: dict[str, str] = {}
+    for _, leaves in group.readings():
+        name = leaves.get(naming.path)
+        if isinstance(name, str) and isinstance(leaves.get(naming.value), float):
+            channel = name.rpartition(naming.split)[2] if naming.split else name
+            unit = next((leaf for keys, leaf in leaves.items() if keys and _UNIT_NAME.match(keys[-1])), "")
+            found[channel] = f"{channel} ({unit})" if unit else channel
+    return set(found.values())
 
 
 def _channels(group: _Group, times: Iterable[Keys]) -> list[str]:
@@ -555,6 +669,8 @@ def _values(group: _Group) -> dict[Keys, list[float]]:
 
 def _channel_keys(group: _Group) -> list[Keys]:
     """What is left as channels without times and counters."""
+    if group.naming is not None:
+        return [group.naming.value]
     times, _ = _times(group)
     return [keys for keys in _values(group) if keys not in times and not _counts(group, keys)]
 

@@ -23,12 +23,13 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from sentinel.errors import ConfigError
-from sentinel.records import Channel, Direction, EventTime, ModelSpec, PayloadFormat, ProfileSpec
+from sentinel.records import Channel, Direction, EventTime, ModelSpec, Naming, PayloadFormat, ProfileSpec
 from sentinel.settings import files, values
 
 _PROFILE = ProfileSpec(name="")
 _CHANNEL = Channel(name="")
-_ONE_PER_TOPIC_WINDOW = 1.0
+_NAMED_WINDOW = 1.0  # s, where a message may be of one channel alone
+_NAMING_FORMATS = {"auto", "json", "cbor"}
 _LEAST_KEY, _LONGEST_KEY = 24, 64  # bytes
 _LEAST_TICKS_PER_ALERT = 150  # twice the 75 ticks after an alert's start in which no other is counted
 
@@ -352,6 +353,20 @@ class DevicePathSettings(Table):
     path: PayloadPath = Field(description="where the payload carries the device's id")
 
 
+class ChannelNameSettings(Table):
+    path: PayloadPath = Field(description="where an entry of the payload carries its channel's name")
+    value: PayloadPath = Field(default=("value",), description="where the entry carries the number")
+    split: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=8,
+        description='what ends the id of the device in such a name: "." in "line1.press2.heat"; left out: it has none',
+    )
+
+    def naming(self) -> Naming:
+        return Naming(self.path, self.value, self.split or "")
+
+
 class ChannelSettings(Table):
     name: str = Field(min_length=1, max_length=200, description="name in alerts and metrics")
     path: PayloadPath | None = Field(
@@ -381,8 +396,9 @@ class ChannelSettings(Table):
             raise ValueError("min must be less than max")
         return self
 
-    def channel(self, *, named_by_topic: bool) -> Channel:
-        path = self.path or (() if named_by_topic else tuple(self.name.split(".")))
+    def channel(self, *, named: bool) -> Channel:
+        """What the stream knows of it; `named`: the topic or the payload carries its name."""
+        path = self.path or (() if named else tuple(self.name.split(".")))
         return Channel(
             self.name, path, self.unit, self.min, self.max, self.max_rate, self.min_deviation, self.direction
         )
@@ -431,6 +447,9 @@ class ProfileSettings(Table):
     device: DevicePathSettings | None = Field(
         default=None, description="device id in the payload; left out: from the topic"
     )
+    channel: ChannelNameSettings | None = Field(
+        default=None, description="channels named in the payload; left out: its keys are the names, or {channel}"
+    )
     alert_budget: Annotated[
         float, Text("budget", values.BUDGET, values.parse_budget, values.show_budget, (("off", 0.0),))
     ] = Field(
@@ -472,7 +491,7 @@ class ProfileSettings(Table):
         Text("duration", values.DURATION, values.parse_duration, values.show_duration, (("auto", None),)),
     ] = Field(
         default=None,
-        description="event time in which messages of one device become one tick; auto: 1s with {channel}, else 0s",
+        description="event time in which messages of one device become one tick; auto: 1s with {channel} or channel, else 0s",
     )
     max_devices: Whole = Field(default=_PROFILE.max_devices, ge=1, description="devices; readings of more are refused")
     max_channels: Whole = Field(
@@ -519,6 +538,8 @@ class ProfileSettings(Table):
             problems.append(
                 f'{what} names the channels in the payload: leave {{channel}} out of topic = "{self.topic}"'
             )
+        if self.channel is not None:
+            problems += self._naming_problems(names)
         if self.format == "value" and len(of_channels) > 1 and "channel" not in names:
             problems.append('format = "value" has one channel: name one, or have {channel} in the topic')
         if self.format == "sparkplug":
@@ -533,6 +554,20 @@ class ProfileSettings(Table):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _naming_problems(self, wildcards: tuple[str, ...]) -> Iterator[str]:
+        if self.format not in _NAMING_FORMATS:
+            yield f'channel has no meaning with format = "{self.format}": it is for "json" and "cbor"'
+        if "channel" in wildcards:
+            yield f'channel names the channels in the payload: leave {{channel}} out of topic = "{self.topic}"'
+        for channel in self.channels or ():
+            if channel.path is not None:
+                yield (
+                    f'with channel = {{ path = "…" }} a channel is found by its name: leave path out of "{channel.name}", '
+                    "and name it as the payload does"
+                )
+        if self.channel is not None and self.channel.split is not None and self.device is not None:
+            yield "channel.split takes the device's id from the channel's name: leave out device, or split"
 
     def longest_interval(self) -> float:
         """Longest time between a device's ticks, in s, at which single alerts of the budget can be told apart.
@@ -550,11 +585,11 @@ class ProfileSettings(Table):
 
     def spec(self, name: str) -> ProfileSpec:
         """What the stream knows of this profile."""
-        named_by_topic = "channel" in values.wildcards(self.topic)
+        named = "channel" in values.wildcards(self.topic) or self.channel is not None
         window = self.align_window
         if window is None:
-            window = _ONE_PER_TOPIC_WINDOW if named_by_topic else 0.0
-        channels = [channel.channel(named_by_topic=named_by_topic) for channel in self.channels or ()]
+            window = _NAMED_WINDOW if named else 0.0
+        channels = [channel.channel(named=named) for channel in self.channels or ()]
         if self.format == "csv":
             columns = self._columns()
             channels = [
@@ -574,6 +609,7 @@ class ProfileSettings(Table):
             device_path=() if self.device is None else self.device.path,
             format=self.format,
             readings_path=() if self.readings is None else self.readings.path,
+            naming=None if self.channel is None else self.channel.naming(),
             alert_budget=self.alert_budget,
             threshold=self.threshold,
             silence_after=self.silence_after,

@@ -26,7 +26,7 @@ import cbor2
 import orjson
 from line_protocol_parser import parse_line
 
-from sentinel.records import Channel, EventTime, Message, PayloadFormat, ProfileSpec
+from sentinel.records import Channel, EventTime, Message, Naming, PayloadFormat, ProfileSpec
 from sentinel.stream.decode import Decoder
 from tests import edges
 
@@ -46,6 +46,7 @@ class Form:
         alone: the library's own call on a payload.
         paths: of the channels.
         time: where the profile finds it; None: receipt, or the format's own.
+        readings, naming: where entries lie that name their channels, and how.
         template, topic: of the profile, and of a reading of a device by its number.
         birth: what each device says first, on the topic `birth_topic`.
     """
@@ -55,6 +56,8 @@ class Form:
     alone: Callable[[bytes], object]
     paths: Sequence[tuple[str, ...]]
     time: EventTime | None = None
+    readings: tuple[str, ...] = ()
+    naming: Naming | None = None
     template: str = "plant/{site}/{device}/telemetry"
     topic: str = "plant/hall/device-{:03}/telemetry"
     birth: bytes = b""
@@ -79,6 +82,10 @@ def _nested(time: int, values: Values) -> dict[str, Any]:
     return {"ts": time, "machine": {name: {"value": value} for name, value in zip(NAMES, values, strict=True)}}
 
 
+def _entries(time: int, values: Values) -> dict[str, Any]:
+    return {"ts": time, "values": [{"id": name, "v": value} for name, value in zip(NAMES, values, strict=True)]}
+
+
 KEYS = [(name,) for name in NAMES]
 FORMS: Mapping[str, Form] = {
     "json": Form("json", lambda at, v: orjson.dumps(_named(at, v)), orjson.loads, KEYS, EventTime(("ts",))),
@@ -88,6 +95,15 @@ FORMS: Mapping[str, Form] = {
         orjson.loads,
         [("machine", name, "value") for name in NAMES],
         EventTime(("ts",)),
+    ),
+    "json, named": Form(
+        "json",
+        lambda at, v: orjson.dumps(_entries(at, v)),
+        orjson.loads,
+        KEYS,
+        EventTime(("ts",)),
+        ("values",),
+        Naming(("id",), ("v",)),
     ),
     "value": Form("value", lambda _, v: f"{v[0]}".encode(), float, KEYS[:1]),
     "csv": Form(
@@ -135,7 +151,15 @@ def turn(form: Form) -> list[Message]:
 
 def decoder(form: Form) -> Decoder:
     channels = tuple(Channel(name, path) for name, path in zip(NAMES, form.paths, strict=False))
-    spec = ProfileSpec("machine", form.template, channels, form.time, format=form.format)
+    spec = ProfileSpec(
+        "machine",
+        form.template,
+        channels,
+        form.time,
+        format=form.format,
+        readings_path=form.readings,
+        naming=form.naming,
+    )
     made = Decoder([(spec, [channel.name for channel in channels])], "sentinel")
     if form.birth:
         made.decode([Message(form.birth_topic.format(number), form.birth, 1) for number in range(DEVICES)])

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sentinel.records import Birth, Bools, Death, Fate, Heard, Message, ProfileSpec, Readings
+from sentinel.records import Birth, Bools, Death, Fate, Heard, Message, Naming, ProfileSpec, Readings
 from sentinel.stream.alerts import FLEET
 from sentinel.stream.decode import payload as wire
 from sentinel.stream.decode.edges import Edges, Said
@@ -91,7 +91,16 @@ class _Profile:
         self.flat = None if any(len(path) != 1 for path in self.paths) else [path[0] for path in self.paths]
         # The channel of a bare number on a topic that names none.
         self.bare = "value" if self.auto else channels[0] if spec.format == "value" and len(channels) == 1 else None
-        self.skip = spec.time.path if spec.time else ()
+        time_path = spec.time.path if spec.time else ()
+        self.about = {
+            path[0] for path in (spec.device_path, time_path) if path
+        }  # keys to a reading's own device and time
+        # Among the keys of channels, unless these are names that entries carry: the time, and how many are none.
+        self.skip = () if spec.naming else time_path
+        self.beside = 0 if spec.naming else bool(time_path) + bool(spec.device_path)
+        split = bool(spec.naming and spec.naming.split)
+        self.by_topic = not (spec.device_path or spec.readings_path or split)  # the topic alone names the device
+        self.prefixed = bool(self.template.names) or spec.readings_path[-1:] == ("*",)  # a device split off a name
         self.clear()
 
     def clear(self) -> None:
@@ -184,7 +193,7 @@ class Decoder:
             except Malformed as error:
                 out.fates[at] = error.fate
                 if error.fate is Fate.RETAINED:
-                    if route.device and not (of.spec.device_path or of.spec.readings_path):
+                    if route.device and of.by_topic:
                         out.announced.append((of.spec.name, route.device))
                     continue
                 out.refusals.append(Refusal(at, of.spec.name, error.fate, str(error)))
@@ -233,6 +242,8 @@ class Decoder:
             raise Malformed(Fate.RETAINED, "a retained message without an event time")
         if route.channel is not None:
             self._read_value(profile, route, message, at, value)
+        elif spec.naming is not None:
+            self._read_named(profile, spec.naming, route, message, at, value)
         elif spec.readings_path:
             self._read_all(profile, _entries(value, spec.readings_path, profile.above(route)), message, at, value)
         elif type(value) is dict:
@@ -271,6 +282,30 @@ class Decoder:
                 worst = error
         if worst is not None and (not profile.message or profile.message[-1] != at):
             raise worst
+
+    def _read_named(
+        self, profile: _Profile, naming: Naming, route: _Route, message: Message, at: int, value: Any
+    ) -> None:
+        """Readings whose entries name their channels; the message is refused if none can be used."""
+        path = profile.spec.readings_path
+        if path:
+            readings = _gather(profile, naming, _entries(value, path, profile.above(route)), message, value)
+        else:
+            entries = [(route.device, entry) for entry in (value if type(value) is list else [value])]
+            readings = _gather(profile, naming, entries, message)
+        bad, used, worst = 0, False, Malformed(Fate.NO_CHANNEL, "no entry has a value")
+        for reading in readings:
+            try:
+                if isinstance(reading, Malformed):
+                    raise reading
+                self._add(profile, *reading, at)
+                used = True
+            except Malformed as error:
+                bad += error.fate is not Fate.NO_CHANNEL  # those are counted as unknown
+                worst = error
+        if not used:
+            raise worst
+        profile.bad += bad
 
     def _read_sparkplug(self, profile: _Profile, place: Place, message: Message, at: int, out: Decoded) -> None:
         name = profile.spec.name
@@ -340,23 +375,17 @@ class Decoder:
         record: Record | None = None,
     ) -> None:
         """One reading; what it does not say of device and time, `around` may."""
-        spec = profile.spec
-        if spec.device_path:
-            found = wire.follow(value, spec.device_path)
-            device = _device_of(wire.follow(around, spec.device_path) if found is None else found)
-        if spec.time is not None:
-            found = wire.follow(value, spec.time.path)
-            time = wire.seconds(wire.follow(around, spec.time.path) if found is None else found, spec.time.unit)
-        elif profile.by_arrival or record is None:
-            time = message.received
-        else:
-            time = _own_time(record, message)
+        device, time = _place(profile, device, message, value, around, record)
+        self._add(profile, device, time, value, at)
+
+    def _add(self, profile: _Profile, device: str, time: float, value: dict[str, Any], at: int) -> None:
+        """One reading of known device and time, its values by path."""
         known = bad = 0
         row: list[Any]
         if profile.auto:
             row = [math.nan] * len(profile.channels)
             for name, number in wire.leaves(value, profile.skip):
-                if spec.time is None and name in CLOCK_NAMES:
+                if profile.spec.time is None and name in CLOCK_NAMES:
                     continue
                 column = profile.column(name)
                 if column is None:
@@ -379,7 +408,7 @@ class Decoder:
                         known -= 1
                         bad += item is not None
             if keys is not None:
-                extra = len(value) - known - bad - (spec.time is not None) - bool(spec.device_path)
+                extra = len(value) - known - bad - profile.beside
                 if extra > 0:
                     profile.unknown += extra
         if not known:
@@ -450,6 +479,73 @@ def _entries(value: Any, path: tuple[str, ...], device: str) -> list[tuple[str, 
     return out
 
 
+def _gather(
+    profile: _Profile,
+    naming: Naming,
+    entries: Sequence[tuple[str, Any]],
+    message: Message,
+    around: Any = None,
+) -> list[tuple[str, float, dict[str, Any]] | Malformed]:
+    """Device, time and values by name of entries that name their channels, and the entries that are refused.
+
+    Those of one device and time are one reading, until a name comes again.
+    """
+    out: list[tuple[str, float, dict[str, Any]] | Malformed] = []
+    newest: dict[tuple[str, float], dict[str, Any]] = {}
+    shared: dict[str, tuple[str, float]] = {}  # places of entries that say nothing of them
+    for device, entry in entries:
+        if len(out) > MAX_READINGS:
+            break
+        try:
+            if type(entry) is not dict:
+                raise entry if type(entry) is Malformed else Malformed(Fate.BAD_SHAPE, "an entry must be an object")
+            name = wire.follow(entry, naming.path)
+            if type(name) is not str:
+                name = wire.follow(around, naming.path) if name is None else name
+                name = _text(name, Fate.BAD_SHAPE, "name of a channel")
+            if naming.split:
+                device, name = _split(name, naming.split, device if profile.prefixed else "")  # noqa: PLW2901
+            silent = profile.about.isdisjoint(entry)
+            place = shared.get(device) if silent else None
+            if place is None:
+                place = _place(profile, device, message, entry, around)
+                if silent:
+                    shared[device] = place
+        except Malformed as error:
+            out.append(error)
+            continue
+        item = wire.follow(entry, naming.value)
+        if item is None:
+            continue
+        values = newest.get(place)
+        if values is None or name in values:
+            values = newest[place] = {}
+            out.append((*place, values))
+        values[name] = item
+    if len(out) > MAX_READINGS:
+        raise Malformed(Fate.TOO_LARGE, f"over {MAX_READINGS} readings in one message")
+    return out
+
+
+def _place(
+    profile: _Profile,
+    device: str,
+    message: Message,
+    value: dict[str, Any],
+    around: Any,
+    record: Record | None = None,
+) -> tuple[str, float]:
+    """Device and time of a reading: what it says of them, else what is around it."""
+    spec = profile.spec
+    if spec.device_path:
+        found = wire.follow(value, spec.device_path)
+        device = _device_of(wire.follow(around, spec.device_path) if found is None else found)
+    if spec.time is not None:
+        found = wire.follow(value, spec.time.path)
+        return device, wire.seconds(wire.follow(around, spec.time.path) if found is None else found, spec.time.unit)
+    return device, message.received if profile.by_arrival or record is None else _own_time(record, message)
+
+
 def _own_time(record: Record, message: Message) -> float:
     """Event time that a format carries by itself; without one, that of receipt."""
     time = record.time
@@ -463,11 +559,24 @@ def _own_time(record: Record, message: Message) -> float:
 
 
 def _device_of(found: Any) -> str:
+    return _sound(_text(found, Fate.BAD_DEVICE, "device id"))
+
+
+def _split(name: str, by: str, above: str) -> tuple[str, str]:
+    """Device and channel of a name that has both, under what else says of the device."""
+    device, _, channel = name.rpartition(by)
+    return _sound(f"{above}/{device}" if above and device else above or device), channel
+
+
+def _text(found: Any, fate: Fate, what: str) -> str:
     if type(found) is int:
-        found = str(found)
+        return str(found)
     if type(found) is not str:
-        raise Malformed(Fate.BAD_DEVICE, f"device id is {type(found).__name__}, expected text")
-    fault = _device_fault(found)
-    if fault:
-        raise Malformed(Fate.BAD_DEVICE, fault)
+        raise Malformed(fate, f"{what} is {type(found).__name__}, expected text")
     return found
+
+
+def _sound(device: str) -> str:
+    if fault := _device_fault(device):
+        raise Malformed(Fate.BAD_DEVICE, fault)
+    return device

@@ -79,6 +79,7 @@ FORMATS: Mapping[PayloadFormat, Format] = {
 
 def format_of(spec: ProfileSpec) -> Format:
     """The format of a profile. SenML is told apart where no path could mean the same array otherwise."""
-    if spec.format == "auto" and spec.channels is None and spec.time is None and not spec.device_path:
+    paths = spec.time or spec.device_path or spec.naming
+    if spec.format == "auto" and spec.channels is None and not paths:
         return _told_apart
     return FORMATS[spec.format]
