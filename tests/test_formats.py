@@ -1,5 +1,6 @@
 """Payload formats: what each is read as, what is refused, and that nothing escapes (invariant 7)."""
 
+import re
 import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +14,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sentinel.errors import ConfigError
-from sentinel.records import Fate, Message, PayloadFormat, Readings
+from sentinel.records import Channel, Fate, Message, PayloadFormat, ProfileSpec, Readings
 from sentinel.settings import Settings, load_settings
 from sentinel.stream.decode import Decoded, Decoder
 from sentinel.stream.decode.payload import MAX_PAYLOAD, MAX_READINGS, MAX_VALUES
+from sentinel.stream.decode.words import LONGEST
 from sentinel.stream.pipeline import Pipeline
 from tests.bench.formats import FORMS, decoder, turn
 
@@ -765,3 +767,106 @@ def test_whatever_entries_hold_each_value_is_read_once_or_counted(
     ]
     assert sorted(found) == sorted(given)
     assert {m for m, *_ in found} == {at for at, fate in enumerate(read.fates) if fate is None}
+
+
+PATHS = TOPIC + 'channels = ["v", { name = "flow", path = "f.value" }]\ntime = { path = "meta.ts" }\n'
+BY_ID = 'topic = "t/+"\ndevice = { path = "meta.id" }\nchannels = ["v"]\n'
+SAYS: list[tuple[str, bytes | object, str]] = [
+    (BY_ID, {"id": 1, "meta": {"name": "a"}, "v": 1}, "nothing at device path 'meta.id'; the payload has: id, meta.name, v"),
+    (BY_ID, {"meta": {"id": None}, "v": 1}, "nothing at device path 'meta.id'; the payload has: meta.id (null), v"),
+    (BY_ID, {"meta": {"id": True}}, "true at device path 'meta.id', expected text"),
+    (BY_ID, {"meta": {"id": [1]}}, "an array at device path 'meta.id', expected text"),
+    (BY_ID, {"meta": {"id": {"x": 1}}}, "an object at device path 'meta.id', expected text; the payload has: meta.id.x"),
+    (BY_ID, {"meta": {"id": "a" * 201}}, "device id of 201 bytes, over 200"),
+    (BY_ID, "x", "the payload is text ('x'), expected an object"),
+    (BY_ID, None, "the payload is null, expected an object"),
+    (BY_ID, [], "the payload is an empty array, expected an object"),
+    (BY_ID, [1, 2], "a reading is a number (2), expected an object"),
+    (PATHS, {"v": 1, "ts": 5}, "nothing at time path 'meta.ts'; the payload has: v, ts"),
+    (PATHS, {"v": 1, "meta": {"ts": "5"}}, "text ('5') at time path 'meta.ts', expected a number of s"),
+    (
+        PATHS,
+        {"v": 1, "meta": {"ts": NOW * 1000}},
+        "a number (1700000000000.0) at time path 'meta.ts' is out of range in s; in ms it would be 2023-11-14 22:13",
+    ),
+    (PATHS, {"v": 1, "meta": {"ts": -1}}, "a number (-1) at time path 'meta.ts' is out of range in s"),
+    (PATHS, {"meta": {"ts": 5}, "w": 1}, "nothing at channel paths 'v', 'f.value'; the payload has: meta.ts, w"),
+    (
+        PATHS,
+        {"meta": {"ts": 5}, "f": {"value": False}},
+        "false at channel path 'f.value', expected a number; the payload has: meta.ts, f.value",
+    ),
+    (
+        TOPIC + 'time = { path = "at", unit = "iso8601" }\n',
+        {"at": 5, "v": 1},
+        "a number (5) at time path 'at', expected an ISO 8601 time",
+    ),
+    (
+        TOPIC + 'time = { path = "at", unit = "iso8601" }\n',
+        {"at": "x" * 99, "v": 1},
+        f"text ('{'x' * 39}…') at time path 'at', expected an ISO 8601 time",
+    ),
+    (TOPIC, {"name": "a", "time": 5}, "no number that can be a channel; the payload has: name, time"),
+    (TOPIC, {f"k{n}": "x" for n in range(99)}, "no number that can be a channel; the payload has: "
+     + ", ".join(f"k{n}" for n in range(10)) + ", …"),
+    (TOPIC, {}, "no number that can be a channel; the payload has: nothing"),
+    (TOPIC + 'readings = { path = "data" }\n', {"d": []}, "nothing at readings path 'data'; the payload has: d"),
+    (TOPIC + 'readings = { path = "data" }\n', {"data": 5}, "a number (5) at readings path 'data', expected an object or an array"),
+    (TOPIC + 'readings = { path = "*" }\n', {"a": 5}, "a reading is a number (5), expected an object"),
+    ('topic = "{device}/{channel}"\nchannels = ["v", "w"]\n', b"1", "channel 'd' is none of the profile's: v, w"),
+    ('topic = "{device}/{channel}"\n', {"v": 1}, "nothing at value path 'value'; the payload has: v"),
+    ('topic = "{device}/{channel}"\n', "on", "the payload is text ('on'), expected a number"),
+    (
+        'topic = "{device}/{channel}"\ntime = { path = "ts" }\n',
+        b"1",
+        "the payload is a number (1) and carries no event time",
+    ),
+    (TOPIC + 'format = "senml"\n', {"n": "a"}, "the payload is an object, expected an array of SenML records"),
+    (TOPIC + 'format = "senml"\n', [5], "a SenML record is a number (5), expected an object"),
+    (TOPIC + 'format = "senml"\n', [{"n": "a", "t": "x", "v": 1}], "time is text ('x'), expected a number of seconds"),
+    (
+        TOPIC + 'channel = { path = "id" }\n',
+        [{"name": "heat", "value": 1}],
+        "nothing at channel path 'id'; the payload has: name, value",
+    ),
+    (
+        TOPIC + 'channel = { path = "id" }\n',
+        [{"id": "heat", "v": 1}],
+        "nothing at channel value path 'value'; the payload has: id, v",
+    ),
+    (TOPIC + 'channel = { path = "id" }\n', [5], "an entry is a number (5), expected an object"),
+    (TOPIC + 'channel = { path = "id" }\n', [], "nothing at channel value path 'value'; the payload has: nothing"),
+    (TOPIC + 'format = "cbor"\n', cbor2.dumps(b"x"), "the payload is bytes, expected an object"),
+    (
+        TOPIC + 'format = "influx"\ndevice = { path = "tags.host" }\n',
+        b"cpu,region=eu load=1",
+        "nothing at device path 'tags.host'; the payload has: cpu.load, tags.region",
+    ),
+]  # fmt: skip
+
+
+class TestWhatARefusalSays:
+    @pytest.mark.parametrize(("profile", "payload", "detail"), SAYS)
+    def test_names_what_was_found_where_and_what_is_there(
+        self, tmp_path: Path, profile: str, payload: bytes | object, detail: str
+    ) -> None:
+        (refusal,) = Read(tmp_path, profile, payload).decoded.refusals
+        assert refusal.detail == detail
+
+    def test_a_birth_with_a_name_that_is_no_text(self, tmp_path: Path) -> None:
+        spec = load(tmp_path, SPARKPLUG + 'format = "sparkplug"\n').specs()[0]
+        decoded = Decoder([(spec, [])], "sentinel").decode([Message("spBv1.0/g/NBIRTH/e", b"\x12\x03\x0a\x01\xff")])
+        assert decoded.refusals[0].detail == "no Sparkplug payload: a metric's name is not UTF-8"
+
+    @given(st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=400),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=400), inner, max_size=20),
+        max_leaves=30,
+    ))  # fmt: skip
+    def test_is_short_and_speaks_no_python_whatever_comes(self, payload: object) -> None:
+        channel = Channel("v", ("no", "v"))
+        spec = ProfileSpec("p", topic="t/+", device_path=("no", "id"), channels=(channel,))
+        (refusal,) = Decoder([(spec, ["v"])], "sentinel").decode([Message("t/d", orjson.dumps(payload))]).refusals
+        assert 0 < len(refusal.detail) <= LONGEST
+        refusal.detail.encode()
+        assert not re.search(r"\b(NoneType|dict|list|str|int|float|bool|None)\b", refusal.detail.split(";")[0])

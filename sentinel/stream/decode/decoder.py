@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -16,11 +17,11 @@ from sentinel.stream.decode.formats import format_of
 from sentinel.stream.decode.payload import MAX_READINGS, Malformed, Record
 from sentinel.stream.decode.sparkplug import Place, parse_topic
 from sentinel.stream.decode.topics import Template
+from sentinel.stream.decode.words import Words, dotted, kind, listed, paths, say, unlike
 
 MAX_DEVICE_BYTES = 200
 MAX_ROUTES = 1 << 18  # topics remembered
 LONGEST_ROUTE = 512  # characters of a topic that is remembered; a longer one is no device's
-EARLIEST = 1e8  # seconds since the epoch; a time before 1973 is one read in a wrong unit
 _NUMBERS = frozenset({float, int})
 CLOCK_NAMES = frozenset({"ts", "time", "timestamp", "datetime"})  # never a channel that is learned by itself
 
@@ -32,7 +33,12 @@ class Refusal:
     message: int
     profile: str
     fate: Fate
-    detail: str
+    words: Words
+
+    @property
+    def detail(self) -> str:
+        """What is wrong, in words; each time it is asked it looks into the payload."""
+        return say(self.words)
 
 
 @dataclass(slots=True)
@@ -42,6 +48,7 @@ class Decoded:
     Attributes:
         inputs: of the stream, in order; one record of readings a profile that had any, one more after each death.
         fates: of each message; None: its readings decide.
+        owners: profile of each message that has a fate.
         refusals: the messages that are refused already.
         foreign: messages on no profile's topic (a session that outlived a subscription): not counted.
         announced: profile and device of retained messages without an event time.
@@ -54,12 +61,22 @@ class Decoded:
     inputs: list[Readings | Birth | Death | Heard]
     fates: list[Fate | None]
     refusals: list[Refusal]
+    owners: dict[int, str] = field(default_factory=dict)
     foreign: list[int] = field(default_factory=list)
     announced: list[tuple[str, str]] = field(default_factory=list)
     bad_values: dict[str, int] = field(default_factory=dict)
     unknown: dict[str, int] = field(default_factory=dict)
     gaps: dict[str, int] = field(default_factory=dict)
     unborn: set[tuple[str, str]] = field(default_factory=set)
+
+    def decide(self, message: int, profile: str, fate: Fate) -> None:
+        """What becomes of a message is known without its readings."""
+        self.fates[message], self.owners[message] = fate, profile
+
+    def refuse(self, message: int, profile: str, fate: Fate, words: Words) -> None:
+        """A message goes no further."""
+        self.decide(message, profile, fate)
+        self.refusals.append(Refusal(message, profile, fate, words))
 
     @property
     def readings(self) -> list[Readings]:
@@ -126,6 +143,26 @@ class _Profile:
             self.channels.append(name)
         return at
 
+    def knows_not(self, channel: str) -> str:
+        """Why a topic's channel is none of this profile."""
+        said = f"channel {dotted((channel,))} is none of the profile's: {listed(self.channels)}"
+        return f"{said}; max_channels is {self.spec.max_channels}" if self.auto else said
+
+    def finds_none(self, value: Any) -> str:
+        """Why an object has no number for any channel."""
+        if self.auto:
+            room = len(self.channels) < self.spec.max_channels
+            why = (
+                "no number that can be a channel"
+                if room
+                else f"no channel of the {len(self.channels)} that are learned"
+            )
+            return f"{why}; {paths(value)}"
+        there = [(path, found) for path in self.paths if (found := wire.follow(value, path)) is not None]
+        if there:
+            return f"{kind(there[0][1])} at channel path {dotted(there[0][0])}, expected a number; {paths(value)}"
+        return f"nothing at channel paths {listed(map(dotted, self.paths))}; {paths(value)}"
+
     def sync(self) -> None:
         """Take up channels that came by another way (a journal, a snapshot)."""
         for name in self.channels[len(self.index) :]:
@@ -191,12 +228,12 @@ class Decoder:
                     raise Malformed(Fate.BAD_DEVICE, route.refused)  # noqa: TRY301 - one way out for all refusals
                 self._read(of, route, message, at, out)
             except Malformed as error:
-                out.fates[at] = error.fate
-                if error.fate is Fate.RETAINED:
-                    if route.device and of.by_topic:
-                        out.announced.append((of.spec.name, route.device))
+                if error.fate is not Fate.RETAINED:
+                    out.refuse(at, of.spec.name, error.fate, error.words)
                     continue
-                out.refusals.append(Refusal(at, of.spec.name, error.fate, str(error)))
+                out.decide(at, of.spec.name, error.fate)
+                if route.device and of.by_topic:
+                    out.announced.append((of.spec.name, route.device))
         for profile in self._profiles:
             self._flush(profile, out)
             name = profile.spec.name
@@ -253,7 +290,7 @@ class Decoder:
         elif (type(value) is float or type(value) is int) and profile.bare is not None:
             self._read_value(profile, _Route(profile, route.device, profile.bare), message, at, value)
         else:
-            raise Malformed(Fate.BAD_SHAPE, f"{type(value).__name__}, expected an object")
+            raise Malformed(Fate.BAD_SHAPE, f"the payload is {kind(value)}, expected an object")
 
     def _read_all(
         self,
@@ -276,7 +313,8 @@ class Decoder:
                 elif type(item) is Malformed:
                     raise item
                 else:
-                    raise Malformed(Fate.BAD_SHAPE, "an array must hold objects")  # noqa: TRY301 - as above
+                    words = f"a reading is {kind(item)}, expected an object"
+                    raise Malformed(Fate.BAD_SHAPE, words)  # noqa: TRY301 - as above
             except Malformed as error:
                 profile.bad += 1
                 worst = error
@@ -289,11 +327,12 @@ class Decoder:
         """Readings whose entries name their channels; the message is refused if none can be used."""
         path = profile.spec.readings_path
         if path:
-            readings = _gather(profile, naming, _entries(value, path, profile.above(route)), message, value)
+            entries = _entries(value, path, profile.above(route))
+            readings = _gather(profile, naming, entries, message, value)
         else:
             entries = [(route.device, entry) for entry in (value if type(value) is list else [value])]
             readings = _gather(profile, naming, entries, message)
-        bad, used, worst = 0, False, Malformed(Fate.NO_CHANNEL, "no entry has a value")
+        bad, used, worst = 0, False, None
         for reading in readings:
             try:
                 if isinstance(reading, Malformed):
@@ -304,7 +343,9 @@ class Decoder:
                 bad += error.fate is not Fate.NO_CHANNEL  # those are counted as unknown
                 worst = error
         if not used:
-            raise worst
+            first = entries[0][1] if entries else None
+            nothing = partial(unlike, "channel value", naming.value, None, "a number", first)
+            raise worst or Malformed(Fate.NO_CHANNEL, nothing)
         profile.bad += bad
 
     def _read_sparkplug(self, profile: _Profile, place: Place, message: Message, at: int, out: Decoded) -> None:
@@ -327,10 +368,10 @@ class Decoder:
         except Malformed as error:
             if said.entry is None or error.fate not in (Fate.NO_CHANNEL, Fate.BAD_VALUE):
                 raise
-            out.fates[at] = Fate.ACCEPTED  # a birth says more than values
+            out.decide(at, name, Fate.ACCEPTED)  # a birth says more than values
         else:
             if not said.records:
-                out.fates[at] = Fate.ACCEPTED
+                out.decide(at, name, Fate.ACCEPTED)
 
     def _read_said(self, profile: _Profile, place: Place, said: Said, message: Message, at: int) -> None:
         if len(said.records) > 1:
@@ -345,20 +386,22 @@ class Decoder:
 
     def _read_value(self, profile: _Profile, route: _Route, message: Message, at: int, value: Any) -> None:
         """One value a topic: a bare number, or {"value": number}."""
-        time = None
+        time, found = None, value
         if type(value) is dict:
             time = wire.event_time(value, profile.spec.time)
-            value = value.get("value")
+            found = value.get("value")
         elif profile.spec.time is not None:
-            raise Malformed(Fate.BAD_TIME, "a bare number carries no event time")
-        if type(value) is not float and type(value) is not int:
-            raise Malformed(Fate.BAD_VALUE, f"value is {type(value).__name__}, expected a number")
+            raise Malformed(Fate.BAD_TIME, f"the payload is {kind(value)} and carries no event time")
+        if type(found) is not float and type(found) is not int:
+            if found is value:
+                raise Malformed(Fate.BAD_VALUE, f"the payload is {kind(value)}, expected a number")
+            raise Malformed(Fate.BAD_VALUE, partial(unlike, "value", ("value",), found, "a number", value))
         column = profile.column(route.channel or "")
         if column is None:
             profile.unknown += 1
-            raise Malformed(Fate.NO_CHANNEL, f"channel {route.channel!r} is not of profile {profile.spec.name!r}")
+            raise Malformed(Fate.NO_CHANNEL, partial(profile.knows_not, route.channel or ""))
         row = [math.nan] * len(profile.channels)
-        row[column] = value
+        row[column] = found
         profile.device.append(route.device)
         profile.time.append(message.received if time is None else time)
         profile.rows.append(row)
@@ -412,8 +455,7 @@ class Decoder:
                 if extra > 0:
                     profile.unknown += extra
         if not known:
-            fate = Fate.BAD_VALUE if bad else Fate.NO_CHANNEL
-            raise Malformed(fate, "no known channel has a number")
+            raise Malformed(Fate.BAD_VALUE if bad else Fate.NO_CHANNEL, partial(profile.finds_none, value))
         profile.bad += bad
         profile.device.append(device)
         profile.time.append(time)
@@ -431,8 +473,7 @@ class Decoder:
         values = np.where(wild, np.nan, readings.values)
         keep: Bools = np.any(~np.isnan(values), axis=1, keepdims=True)[:, 0]
         for at in np.setdiff1d(readings.message[~keep], readings.message[keep]).tolist():
-            out.fates[at] = Fate.BAD_VALUE
-            out.refusals.append(Refusal(at, name, Fate.BAD_VALUE, f"a number over {wire.LARGEST:g}"))
+            out.refuse(at, name, Fate.BAD_VALUE, f"a number over {wire.LARGEST:g}")
         device = [d for d, k in zip(readings.device, keep.tolist(), strict=True) if k]
         return Readings(name, readings.channels, device, readings.time[keep], values[keep], readings.message[keep])
 
@@ -467,7 +508,7 @@ def _entries(value: Any, path: tuple[str, ...], device: str) -> list[tuple[str, 
     elif type(found) is dict or type(found) is list:
         given = [(device, found)]
     else:
-        raise Malformed(Fate.BAD_SHAPE, f"no readings at {'.'.join(path)!r}")
+        raise Malformed(Fate.BAD_SHAPE, partial(unlike, "readings", path, found, "an object or an array", value))
     out: list[tuple[str, Any]] = []
     for name, item in given:
         if fault := _device_fault(name):
@@ -498,11 +539,12 @@ def _gather(
             break
         try:
             if type(entry) is not dict:
-                raise entry if type(entry) is Malformed else Malformed(Fate.BAD_SHAPE, "an entry must be an object")
+                if type(entry) is Malformed:
+                    raise entry
+                raise Malformed(Fate.BAD_SHAPE, f"an entry is {kind(entry)}, expected an object")  # noqa: TRY301 - as above
             name = wire.follow(entry, naming.path)
             if type(name) is not str:
-                name = wire.follow(around, naming.path) if name is None else name
-                name = _text(name, Fate.BAD_SHAPE, "name of a channel")
+                name = _text(Fate.BAD_SHAPE, "channel", naming.path, entry, around)
             if naming.split:
                 device, name = _split(name, naming.split, device if profile.prefixed else "")  # noqa: PLW2901
             silent = profile.about.isdisjoint(entry)
@@ -538,11 +580,11 @@ def _place(
     """Device and time of a reading: what it says of them, else what is around it."""
     spec = profile.spec
     if spec.device_path:
-        found = wire.follow(value, spec.device_path)
-        device = _device_of(wire.follow(around, spec.device_path) if found is None else found)
+        device = _sound(_text(Fate.BAD_DEVICE, "device", spec.device_path, value, around))
     if spec.time is not None:
         found = wire.follow(value, spec.time.path)
-        return device, wire.seconds(wire.follow(around, spec.time.path) if found is None else found, spec.time.unit)
+        found = wire.follow(around, spec.time.path) if found is None else found
+        return device, wire.seconds(found, spec.time, value, around)
     return device, message.received if profile.by_arrival or record is None else _own_time(record, message)
 
 
@@ -553,13 +595,9 @@ def _own_time(record: Record, message: Message) -> float:
         if message.retain:
             raise Malformed(Fate.RETAINED, "a retained message without an event time")
         return message.received
-    if not EARLIEST <= time <= wire.LATEST:
+    if not wire.EARLIEST <= time <= wire.LATEST:
         raise Malformed(Fate.BAD_TIME, f"time {time:g} s is out of range; is it in another unit? Set `time`")
     return time
-
-
-def _device_of(found: Any) -> str:
-    return _sound(_text(found, Fate.BAD_DEVICE, "device id"))
 
 
 def _split(name: str, by: str, above: str) -> tuple[str, str]:
@@ -568,11 +606,15 @@ def _split(name: str, by: str, above: str) -> tuple[str, str]:
     return _sound(f"{above}/{device}" if above and device else above or device), channel
 
 
-def _text(found: Any, fate: Fate, what: str) -> str:
+def _text(fate: Fate, what: str, path: tuple[str, ...], within: Any, around: Any) -> str:
+    """The text, or whole number, at a path in one or the other. Raises Malformed."""
+    found = wire.follow(within, path)
+    if found is None:
+        found = wire.follow(around, path)
     if type(found) is int:
         return str(found)
     if type(found) is not str:
-        raise Malformed(fate, f"{what} is {type(found).__name__}, expected text")
+        raise Malformed(fate, partial(unlike, what, path, found, "text", within, around))
     return found
 
 

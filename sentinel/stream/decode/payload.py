@@ -6,18 +6,22 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import orjson
 
 from sentinel.records import EventTime, Fate, Message
+from sentinel.stream.decode.words import Words, dotted, kind, say, unlike
 
 MAX_PAYLOAD = 1 << 20  # bytes
 MAX_READINGS = 1000  # in one message
 MAX_VALUES = 1 << 17  # in one message, with their keys: of so many readings 64 channels each
 LARGEST = 1e30  # in any unit; a larger number is no measurement
-LATEST = 1e11  # seconds since the epoch, the year 5138
+EARLIEST, LATEST = 1e8, 1e11  # seconds since the epoch, 1973 and 5138; a time before is one read in a wrong unit
 _LEAVES = frozenset({str, int, float, bool, type(None)})
+_THIS_CENTURY = 4102444800.0  # seconds since the epoch, its end
+_ISO = "an ISO 8601 time"
 _KEY = re.compile(rb'"\s*:')
 TO_SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
@@ -25,9 +29,12 @@ TO_SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 class Malformed(Exception):
     """Carries the fate of a payload out of its decoder, no further."""
 
-    def __init__(self, fate: Fate, detail: str) -> None:
-        super().__init__(detail)
-        self.fate = fate
+    def __init__(self, fate: Fate, words: Words) -> None:
+        super().__init__(fate)
+        self.fate, self.words = fate, words
+
+    def __str__(self) -> str:
+        return say(self.words)
 
 
 @dataclass(slots=True)
@@ -106,8 +113,10 @@ def _refuse_repeated_keys(payload: bytes) -> None:
 
     try:
         json.loads(payload, object_pairs_hook=pairs)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise Malformed(Fate.BAD_SYNTAX, str(error)) from None
+    except RecursionError:
+        raise Malformed(Fate.BAD_SYNTAX, "nested too deep") from None
 
 
 def follow(value: Any, path: Sequence[str]) -> Any:
@@ -122,29 +131,42 @@ def follow(value: Any, path: Sequence[str]) -> Any:
     return value
 
 
-def seconds(value: Any, unit: str) -> float:
+def seconds(value: Any, time: EventTime, within: Any, around: Any = None) -> float:
     """Event time in seconds since the epoch.
+
+    Args:
+        value: what lies at the time's path; None: nothing.
+        within, around: where it was looked for, to say what is there instead.
 
     Raises:
         Malformed: not a time in that unit, or out of range (1970 to 5138).
     """
-    if unit == "iso8601":
+    if time.unit == "iso8601":
         if type(value) is not str:
-            raise Malformed(Fate.BAD_TIME, f"time is {type(value).__name__}, expected an ISO 8601 string")
+            raise Malformed(Fate.BAD_TIME, partial(unlike, "time", time.path, value, _ISO, within, around))
         try:
             moment = datetime.fromisoformat(value)
         except ValueError:
-            raise Malformed(Fate.BAD_TIME, f"{value[:40]!r} is no ISO 8601 time") from None
+            raise Malformed(Fate.BAD_TIME, partial(unlike, "time", time.path, value, _ISO)) from None
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=UTC)
         out = moment.timestamp()
     elif type(value) is float or type(value) is int:
-        out = value * TO_SECONDS[unit]
+        out = value * TO_SECONDS[time.unit]
     else:
-        raise Malformed(Fate.BAD_TIME, f"time is {type(value).__name__}, expected a number of {unit}")
+        wanted = f"a number of {time.unit}"
+        raise Malformed(Fate.BAD_TIME, partial(unlike, "time", time.path, value, wanted, within, around))
     if not math.isfinite(out) or not 0.0 <= out <= LATEST:
-        raise Malformed(Fate.BAD_TIME, f"time {value!r} in {unit} is out of range")
+        raise Malformed(Fate.BAD_TIME, partial(_out_of_range, value, time))
     return out
+
+
+def _out_of_range(value: Any, time: EventTime) -> str:
+    said = f"{kind(value)} at time path {dotted(time.path)} is out of range in {time.unit}"
+    for unit, factor in TO_SECONDS.items():
+        if time.unit != "iso8601" and EARLIEST <= value * factor <= _THIS_CENTURY:
+            said += f"; in {unit} it would be {datetime.fromtimestamp(value * factor, UTC):%Y-%m-%d %H:%M}"
+    return said
 
 
 def event_time(value: Any, time: EventTime | None) -> float | None:
@@ -153,7 +175,7 @@ def event_time(value: Any, time: EventTime | None) -> float | None:
     Raises:
         Malformed: it should carry one and does not.
     """
-    return None if time is None else seconds(follow(value, time.path), time.unit)
+    return None if time is None else seconds(follow(value, time.path), time, value)
 
 
 def leaves(value: Any, skip: tuple[str, ...], depth: int = 5) -> list[tuple[str, float]]:

@@ -8,6 +8,7 @@ from sentinel.records import Fate, Message
 from sentinel.stream.decode import payload as json_form
 from sentinel.stream.decode.cbor import load_cbor, looks_like_cbor
 from sentinel.stream.decode.payload import MAX_READINGS, Malformed, Record
+from sentinel.stream.decode.words import kind
 
 _VERSION = 10
 _RELATIVE = 1 << 28  # seconds; a smaller time counts from now
@@ -48,13 +49,13 @@ def looks_like_senml(pack: list[Any]) -> bool:
 def resolve(pack: Any, message: Message) -> list[Record | Malformed]:
     """Records with their base fields applied, one for each device and time."""
     if type(pack) is not list or not pack:
-        raise Malformed(Fate.BAD_SHAPE, f"{type(pack).__name__}, expected an array of SenML records")
+        raise Malformed(Fate.BAD_SHAPE, f"the payload is {kind(pack)}, expected an array of SenML records")
     base: dict[str, Any] = {}
     found: dict[tuple[str, float], Record] = {}
     out: list[Record | Malformed] = []
     for raw in pack:
         if type(raw) is not dict:
-            raise Malformed(Fate.BAD_SHAPE, "a SenML pack must hold objects")
+            raise Malformed(Fate.BAD_SHAPE, f"a SenML record is {kind(raw)}, expected an object")
         record = raw if raw.keys() <= _KEYS else _understood(raw)
         if not _BASE.isdisjoint(record):
             _check_version(record)
@@ -117,7 +118,7 @@ def _place(base: dict[str, Any], record: dict[Any, Any]) -> tuple[str, str, floa
     begin, since = base.get("bt", 0), record.get("t", 0)
     for part in (begin, since):
         if type(part) is not float and type(part) is not int:
-            raise Malformed(Fate.BAD_TIME, f"time is {type(part).__name__}, expected a number")
+            raise Malformed(Fate.BAD_TIME, f"time is {kind(part)}, expected a number of seconds")
     time = 0.0 + begin + since
     if not math.isfinite(time):
         raise Malformed(Fate.BAD_TIME, "time is out of range")

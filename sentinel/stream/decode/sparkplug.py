@@ -193,7 +193,9 @@ def rebirth(now: float) -> bytes:
 def _parsed(parse: Callable[[Any], Any], encoded: Any) -> Any:
     try:
         return parse(encoded)
-    except Exception as error:  # the library's, of whose implementations each has its own; a name that is not UTF-8
+    except UnicodeDecodeError:
+        raise Malformed(Fate.BAD_SYNTAX, "no Sparkplug payload: a metric's name is not UTF-8") from None
+    except Exception as error:  # the library's, of whose implementations each has its own
         raise Malformed(Fate.BAD_SYNTAX, f"no Sparkplug payload: {error}"[:200]) from None
 
 
