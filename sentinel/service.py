@@ -5,7 +5,6 @@
 Slow work is elsewhere: learning in a process of its own, snapshots and HTTP in threads.
 """
 
-import base64
 import gc
 import math
 import sqlite3
@@ -45,6 +44,7 @@ from sentinel.adapters.sinks.webhook import Webhook
 from sentinel.adapters.store import AnyStore, Row, SnapshotReport, SnapshotWriter, Store
 from sentinel.errors import ConfigError, ModelError, SentinelError, StoreError, Unavailable
 from sentinel.host import Host, Rebirths, denies
+from sentinel.intake import Intake, dead_letter
 from sentinel.learner import Learner
 from sentinel.model.learn import warm
 from sentinel.records import (
@@ -76,7 +76,6 @@ HOUSEKEEPING = 1.0  # seconds between metrics, status and timers
 HEALTHY_WITHIN = 10.0  # seconds since the last turn
 SHUTDOWN = 8.0  # seconds for all of it
 DEAD_LETTERS_A_SECOND = 10
-DEAD_LETTER_BYTES = 1024
 COMMANDS_A_SECOND = 100
 KEEP_MODELS = 3
 TRIM = 0.05  # seconds that trimming may take of each HOUSEKEEPING
@@ -136,6 +135,7 @@ class Service:
         words: dict[str, Callable[..., str]] = {"quantity": quantity, "duration": duration}
         self.page = Page(self.ready, self.broker.wake, commands=access.commands, words=words)
         self.window = Window(self.pipeline, self.page)
+        self.intake = Intake(self.pipeline.profiles, self.prefix)
         self.http = HttpServer(
             http.host,
             http.port,
@@ -162,7 +162,7 @@ class Service:
         self._position = 0
         self._forgotten: list[tuple[str, str]] = []
         self._status: bytes = b""
-        self._letters_left = float(DEAD_LETTERS_A_SECOND)
+        self._letters_left = DEAD_LETTERS_A_SECOND
         self._commands_left = COMMANDS_A_SECOND
         self._counted = {"reconnects": 0, "dropped": 0}
         self._store_error = ""
@@ -355,11 +355,11 @@ class Service:
             elif message.retain:
                 self._clear_if_stale(message)
         turn = self.pipeline.push(given, now)
-        for refusal in turn.decoded.refusals:
-            self._dead_letter(refusal, given[refusal.message])
+        self.intake.take(turn.messages, turn.decoded.refusals)
+        self._dead_letters(turn.decoded.refusals, given)
         self._ask_for_births(turn.decoded, now)
         scored = time.perf_counter()
-        self._count(turn.fates, turn.outcomes, turn.decoded.bad_values, turn.decoded.unknown)
+        self._count(turn.messages, turn.outcomes, turn.decoded.bad_values, turn.decoded.unknown)
         transitions = [t for outcome in turn.outcomes.values() for t in outcome.transitions]
         for command in commands:
             outcome = self.pipeline.profiles[command.profile].command(command, now)
@@ -522,35 +522,24 @@ class Service:
                     self.metrics.sparkplug_rebirth(name)
                     log.info("asked for a birth", profile=name, node=node)
 
-    def _dead_letter(self, refusal: Refusal, message: Message) -> None:
-        if self._letters_left < 1:
-            self.metrics.dead_letters(0, 1)
-            return
-        self._letters_left -= 1
-        letter = {
-            "topic": message.topic,
-            "profile": refusal.profile,
-            "reason": refusal.fate,
-            "detail": refusal.detail[:200],
-            "bytes": len(message.payload),
-            "payload_base64": base64.b64encode(message.payload[:DEAD_LETTER_BYTES]).decode(),
-        }
-        try:
-            self.broker.publish(f"{self.prefix}/dead-letter/{refusal.profile}", orjson.dumps(letter), qos=0)
-        except (TypeError, ValueError):  # a topic or detail that is no UTF-8
-            letter |= {"topic": ascii(message.topic), "detail": ascii(refusal.detail[:200])}
-            self.broker.publish(f"{self.prefix}/dead-letter/{refusal.profile}", orjson.dumps(letter), qos=0)
-        self.metrics.dead_letters(1, 0)
+    def _dead_letters(self, refusals: Sequence[Refusal], messages: Sequence[Message]) -> None:
+        told = refusals[: self._letters_left]
+        for refusal in told:
+            letter = dead_letter(refusal, messages[refusal.message])
+            self.broker.publish(f"{self.prefix}/dead-letter/{refusal.profile}", letter, qos=0)
+        self._letters_left -= len(told)
+        self.metrics.dead_letters(len(told), len(refusals) - len(told))
 
     def _count(
         self,
-        fates: Mapping[Fate, int],
+        messages: Mapping[str, Mapping[Fate, int]],
         outcomes: Mapping[str, Outcome],
         bad: Mapping[str, int],
         unknown: Mapping[str, int],
     ) -> None:
-        self.metrics.messages(fates)
-        if any(Fate.OVERFULL in each for each in (fates, *(outcome.fates for outcome in outcomes.values()))):
+        for name, fates in messages.items():
+            self.metrics.messages(name, fates)
+        if any(Fate.OVERFULL in each for each in (*messages.values(), *(each.fates for each in outcomes.values()))):
             self._overfull_until = self._clock() + OVERFULL_FOR
         for name, outcome in outcomes.items():
             self.metrics.readings(name, outcome.fates)
@@ -592,7 +581,7 @@ class Service:
 
     def _chores(self, now: float) -> None:
         self._greet(now)
-        self._letters_left = float(DEAD_LETTERS_A_SECOND)
+        self._letters_left = DEAD_LETTERS_A_SECOND
         self._commands_left = COMMANDS_A_SECOND
         self.rebirths.refill()
         self._timers(now)
@@ -603,6 +592,7 @@ class Service:
                 self._promote(name, version, now)
             learner.consider(now)
         self._watch_room(now)
+        self.intake.judge(self._steady(), listening=self.broker.subscribed)
         if self._reload:
             self._reload = False
             self._read_settings_again(now)
@@ -738,7 +728,8 @@ class Service:
         if self.home is not None and broker.connected:
             self.home.report(scores, now)
         report = self._writer.report
-        reason = self._store_error or (f"snapshot: {report.error}" if report is not None and report.error else "")
+        stored = self._store_error or (f"snapshot: {report.error}" if report is not None and report.error else "")
+        reason = "; ".join(filter(None, (stored, *self.intake.reasons)))
         status = orjson.dumps(
             {
                 "state": "degraded" if reason else "online",
@@ -930,7 +921,10 @@ class Service:
         return False, ["no turn yet"] if not self._last_turn else [f"no turn for {age:.0f} s"]
 
     def ready(self) -> tuple[bool, list[str]]:
-        """Whether nothing that is published is missed."""
+        """Whether nothing that is published is missed, and what the operator must look into.
+
+        Messages that are refused are heard: they are a reason, but a probe that fails for them would mend nothing.
+        """
         reasons = []
         if not self.broker.subscribed:
             reasons.append(f"not subscribed: {self.broker.last_error or 'waiting for the broker'}")
@@ -941,4 +935,4 @@ class Service:
         for name, stream in self.pipeline.profiles.items():
             if stream.detector is None and stream.spec.learn == "never":
                 reasons.append(f'profile {name}: no model and learn = "never"; run `sentinel train`')
-        return not reasons, reasons
+        return not reasons, [*reasons, *self.intake.reasons]

@@ -270,7 +270,6 @@ class TestDashboardsAndRules:
 
 def feed(metrics: Metrics, registry_time: float) -> None:
     """One busy second of a plausible daemon with every kind of trouble."""
-    metrics.messages(dict.fromkeys(FATES, 3))
     metrics.broker_connected(True)
     metrics.broker_reconnected()
     metrics.publishes_dropped(1)
@@ -284,6 +283,7 @@ def feed(metrics: Metrics, registry_time: float) -> None:
     for stage in STAGES:
         metrics.observe(stage, 0.002)
     for profile in ("pump", "room"):
+        metrics.messages(profile, dict.fromkeys(FATES, 3))
         metrics.readings(profile, dict.fromkeys(FATES, 2))
         metrics.values_dropped(profile, dict.fromkeys(VALUE_DROPS, 1))
         metrics.unknown_channels(profile, 1)

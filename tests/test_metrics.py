@@ -58,7 +58,7 @@ class TestCatalogue:
     def test_holds_the_promised_names_and_labels(self) -> None:
         labels = {metric.name: tuple(metric.labels) for metric in CATALOGUE}
         promised = {
-            "sentinel_messages_total": ("outcome",),
+            "sentinel_messages_total": ("profile", "outcome"),
             "sentinel_readings_total": ("profile", "outcome"),
             "sentinel_ticks_total": ("profile",),
             "sentinel_anomalies_total": ("profile", "kind"),
@@ -90,9 +90,9 @@ class TestAtStart:
     def test_every_series_with_known_labels_is_there_at_zero(
         self, registry: CollectorRegistry, metrics: Metrics
     ) -> None:
-        for outcome in FATES:
-            assert value(registry, "sentinel_messages_total", outcome=outcome) == 0
         for profile in ("pump", "room"):
+            for outcome in FATES:
+                assert value(registry, "sentinel_messages_total", profile=profile, outcome=outcome) == 0
             for kind in ALERT_KINDS:
                 assert value(registry, "sentinel_alerts_firing", profile=profile, kind=kind) == 0
             for state in DEVICE_STATES:
@@ -122,7 +122,7 @@ class TestAtStart:
 class TestValues:
     def test_counts_add_up(self, registry: CollectorRegistry, metrics: Metrics) -> None:
         for _ in range(2):
-            metrics.messages({Fate.ACCEPTED: 3, Fate.BAD_SYNTAX: 1})
+            metrics.messages("pump", {Fate.ACCEPTED: 3, Fate.BAD_SYNTAX: 1})
             metrics.readings("pump", {Fate.LATE: 2})
             metrics.values_dropped("pump", {"bad_value": 4})
             metrics.unknown_channels("pump", 5)
@@ -135,8 +135,8 @@ class TestValues:
             metrics.publishes_dropped(10)
             metrics.snapshot_failed()
         got = {
-            "accepted": value(registry, "sentinel_messages_total", outcome="accepted"),
-            "syntax": value(registry, "sentinel_messages_total", outcome="bad_syntax"),
+            "accepted": value(registry, "sentinel_messages_total", profile="pump", outcome="accepted"),
+            "syntax": value(registry, "sentinel_messages_total", profile="pump", outcome="bad_syntax"),
             "late": value(registry, "sentinel_readings_total", profile="pump", outcome="late"),
             "values": value(registry, "sentinel_values_dropped_total", profile="pump", reason="bad_value"),
             "unknown": value(registry, "sentinel_unknown_channels_total", profile="pump"),

@@ -29,6 +29,7 @@ from sentinel.adapters.page.routes import MOST_LOOKED, MOST_STREAMS
 from sentinel.adapters.page.views import PAGE, Question, ask
 from sentinel.adapters.store import MemoryStore
 from sentinel.adapters.store.memory import MemoryDisk
+from sentinel.intake import Intake
 from sentinel.records import DEVICE_STATES, Alert, Command
 from sentinel.service import COMMANDS_A_SECOND, Service
 from sentinel.settings import load_settings
@@ -194,6 +195,18 @@ class TestFleetPage:
     def test_says_what_is_missed(self, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(plant.service.page, "_ready", lambda: (False, ["journal: disk <full>"]))
         assert "journal: disk &lt;full&gt;" in text(plant.server, "/")
+
+    def test_says_what_is_refused_though_the_daemon_is_ready(
+        self, plant: Plant, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert 'role="alert"' not in text(plant.server, "/")
+        monkeypatch.setattr(plant.service.intake, "reasons", (f"profile pump: {NASTY}", "profile room: nothing"))
+        with closing(request(plant.server, "/readyz")) as response:
+            assert response.status == 200
+        for page in (text(plant.server, "/"), text(plant.server, f"/devices/pump/{SICK}")):
+            (banner,) = re.findall(r'<div class="note bad" role="alert">(.*?)</div>', page, re.DOTALL)
+            assert banner.count("<p>") == 2
+            assert "profile pump: &lt;/script&gt;&lt;script&gt;" in banner
 
 
 def urljoin(url: str) -> str:
@@ -623,6 +636,23 @@ class TestInABrowser:
         wait_until(lambda: self.browser.run("return document.querySelectorAll('.last')[2].textContent") != before, 10)
         assert self.browser.run("return document.activeElement.textContent") == focused != ""
         assert "hacked" not in self.browser.run("return document.title")
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_messages_that_do_not_fit_are_told_while_somebody_looks(self, scheme: str) -> None:
+        service = self.plant.service
+        service.intake = Intake(service.pipeline.profiles, "sentinel")
+        self.open("/", scheme=scheme)
+        banner = "return document.querySelector('[role=alert]')?.textContent ?? ''"
+        assert self.browser.run(banner) == ""
+        unlike = orjson.dumps({NASTY: {"id": "x"}, "ts": fleets.START})
+        for _ in range(100):
+            self.plant.broker.publish_from_outside("plant", unlike)
+        wait_until(lambda: "nothing at device path 'id'; the payload has: </script>" in self.browser.run(banner), 10)
+        assert "look at profiles.pump.device.path" in self.browser.run(banner)
+        assert self.browser.post("/execute/async", {"script": CHECK, "args": []}) == []
+        assert "hacked" not in self.browser.run("return document.title")
+        service.intake = Intake(service.pipeline.profiles, "sentinel")
+        wait_until(lambda: self.browser.run(banner) == "", 10)
 
     def test_search_follows_the_keys_and_sorting_needs_no_reload(self) -> None:
         self.open("/")

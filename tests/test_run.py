@@ -139,7 +139,9 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
             try:
                 wait_until(lambda: daemon.get("/readyz")[0] == 200, 60)
                 replay(daemon, "test.csv", 400)
-                wait_until(lambda: daemon.metric('sentinel_messages_total{outcome="accepted"}') >= TEST, 60)
+                wait_until(
+                    lambda: daemon.metric('sentinel_messages_total{outcome="accepted",profile="pump"}') >= TEST, 60
+                )
                 yield daemon
             finally:
                 daemon.process.kill()
@@ -224,7 +226,7 @@ def test_sigterm_snapshots_and_a_restart_goes_on_with_states_and_counts_nothing_
     daemon.process = launch(daemon.folder)
     wait_until(lambda: daemon.get("/readyz")[0] == 200, 60)
     wait_until(lambda: daemon.metric('sentinel_device_score{device="test",profile="pump"}') == score, 10)
-    assert daemon.metric('sentinel_messages_total{outcome="accepted"}') == 0
+    assert daemon.metric('sentinel_messages_total{outcome="accepted",profile="pump"}') == 0
 
 
 def test_kill_9_is_told_by_the_last_will_and_the_restart_replays_the_journal(daemon: Daemon) -> None:
@@ -232,7 +234,7 @@ def test_kill_9_is_told_by_the_last_will_and_the_restart_replays_the_journal(dae
     for t in range(20):
         body = {"time": fleets.START + 5000 + t, "pressure": 5.0, "flow": 20.0 + t % 3, "heat": 60.0}
         daemon.client.publish("plant/killed/telemetry", json.dumps(body).encode())
-    wait_until(lambda: daemon.metric('sentinel_messages_total{outcome="accepted"}') >= 20, 30)
+    wait_until(lambda: daemon.metric('sentinel_messages_total{outcome="accepted",profile="pump"}') >= 20, 30)
     wait_until(lambda: daemon.metric('sentinel_device_score{device="killed",profile="pump"}') > 0, 30)
     settle(daemon)
     score = daemon.metric('sentinel_device_score{device="killed",profile="pump"}')

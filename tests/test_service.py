@@ -17,7 +17,7 @@ from sentinel.adapters.sinks import load_schema
 from sentinel.adapters.store import MemoryStore
 from sentinel.adapters.store.memory import MemoryDisk
 from sentinel.errors import StoreError
-from sentinel.service import COMMANDS_A_SECOND, Service
+from sentinel.service import COMMANDS_A_SECOND, DEAD_LETTERS_A_SECOND, Service
 from sentinel.settings import Settings, load_settings
 from sentinel.stream.pipeline import ProfileStream
 from tests import fleets
@@ -167,12 +167,12 @@ def test_every_message_has_one_outcome_and_is_acknowledged(start: Callable[..., 
         "bad_shape": 1,
         "bad_device": 1,
     }
-    counts = {outcome: bench.metric("sentinel_messages_total", outcome=outcome) for outcome in expected}
+    counts = {outcome: bench.metric("sentinel_messages_total", profile="pump", outcome=outcome) for outcome in expected}
     assert counts == expected
     assert sum(expected.values()) == 11
     bench.broker.disconnect()
     bench.turn(5.0)
-    assert bench.metric("sentinel_messages_total", outcome="accepted") == 1, "nothing comes again"
+    assert bench.metric("sentinel_messages_total", profile="pump", outcome="accepted") == 1, "nothing comes again"
     letters = [json.loads(d.payload) for d in bench.broker.published if d.topic.startswith("sentinel/dead-letter/")]
     assert [letter["reason"] for letter in letters].count("bad_syntax") == 3
 
@@ -295,6 +295,50 @@ def test_ready_says_what_the_broker_refuses_though_everything_is_heard(start: Ca
     bench = start()
     bench.broker.refused = ["sentinel/status: Not authorized; the broker must allow this client to publish"]
     assert bench.service.ready() == (False, [f"refused: {bench.broker.refused[0]}"])
+
+
+def test_a_profile_that_does_not_fit_its_payloads_is_told_everywhere_and_stays_ready(
+    start: Callable[..., Bench], tmp_path: Path
+) -> None:
+    (tmp_path / "wrong.toml").write_text(CONFIG.replace("[profiles.pump]", '[profiles.pump]\ndevice = { path = "id" }'))
+    bench = start(settings=load_settings(tmp_path / "wrong.toml"))
+    letters = bench.broker.subscribe_from_outside("sentinel/dead-letter/#")
+    with capture_logs() as logs:
+        for t in range(30):
+            bench.tick("d0", t, fleets.healthy(30)[t])
+            bench.turn(1.0)
+    why = "nothing at device path 'id'; the payload has: ts, pressure, flow, heat"
+    assert [(one["event"], one["example"]) for one in logs if one["log_level"] == "warning"] == [
+        ("messages are refused", why)
+    ]
+    ok, reasons = bench.service.ready()
+    assert ok, "whoever restarts it for that mends nothing"
+    (reason,) = reasons
+    assert why in reason
+    statuses = [json.loads(d.payload) for d in bench.broker.published if d.topic == "sentinel/status"]
+    assert (statuses[-1]["state"], statuses[-1]["reason"]) == ("degraded", reason)
+    assert len({status["reason"] for status in statuses}) == 2, "it does not change from second to second"
+    letter = json.loads(letters.got[-1].payload)
+    assert (letter["reason"], letter["detail"]) == ("bad_device", why)
+    assert json.loads(letter["payload"])["ts"] == fleets.START + 29
+    assert bench.metric("sentinel_messages_total", profile="pump", outcome="bad_device") == 30
+    for t in range(200):
+        bench.send("d0", fleets.payload(t, fleets.healthy(200)[t]) | {"id": "d0"})
+        bench.turn(1.0)
+    bench.turn(1.0)
+    assert bench.service.ready() == (True, [])
+    assert json.loads(bench.broker.retained["sentinel/status"].payload)["state"] == "online"
+
+
+def test_of_a_flood_of_refusals_ten_a_second_are_told_and_all_are_counted(start: Callable[..., Bench]) -> None:
+    bench = start()
+    for _ in range(3):
+        for _ in range(50):
+            bench.send("d0", b"{")
+        bench.turn()
+    assert bench.metric("sentinel_dead_letters_total") == DEAD_LETTERS_A_SECOND
+    assert bench.metric("sentinel_dead_letters_suppressed_total") == 150 - DEAD_LETTERS_A_SECOND
+    assert bench.metric("sentinel_messages_total", profile="pump", outcome="bad_syntax") == 150
 
 
 def test_stale_retained_alerts_of_an_earlier_run_are_cleared(start: Callable[..., Bench]) -> None:
@@ -497,7 +541,7 @@ def test_more_devices_than_allowed_are_one_system_alert(start: Callable[..., Ben
     bench.turn(1.0)
     bench.turn(2.0)
     assert json.loads(system.got[-1].payload)["state"] == "firing"
-    assert bench.metric("sentinel_messages_total", outcome="overfull") == 3
+    assert bench.metric("sentinel_messages_total", profile="pump", outcome="overfull") == 3
     bench.turn(120.0)
     assert system.got[-1].payload == b""
 

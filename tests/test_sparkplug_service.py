@@ -173,7 +173,7 @@ def test_nothing_is_asked_of_nodes_unless_it_is_allowed(start: Callable[..., Dae
     daemon, edge = start(rebirth=False), Edge(mosquitto.port)
     edge.node.birth(0, {"temp": (DOUBLE, 1.0)}, "d1")
     edge.data(1.0)
-    wait_until(lambda: daemon.metric("sentinel_messages_total", outcome="unborn") == 1)
+    wait_until(lambda: daemon.metric("sentinel_messages_total", profile="plc", outcome="unborn") == 1)
     edge.client.close()
     assert edge.asked() == 0
 
@@ -214,7 +214,7 @@ def test_after_a_kill_data_are_known_by_alias_and_the_journal_gives_the_same(
     for value in range(30, 35):
         edge.data(float(value))
     wait_until(lambda: daemon.last() == 34.0, what="data by alias")
-    wait_until(lambda: daemon.metric("sentinel_messages_total", outcome="accepted") == 5)
+    wait_until(lambda: daemon.metric("sentinel_messages_total", profile="plc", outcome="accepted") == 5)
     assert daemon.metric("sentinel_sparkplug_gaps_total", profile="plc") == 0
     assert edge.asked() == 0
     edge.kill()

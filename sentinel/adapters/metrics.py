@@ -73,8 +73,8 @@ MESSAGES = Metric(
     "sentinel_messages_total",
     "PUBLISH packets received on profile topics, by what became of them. "
     "Any outcome but accepted growing: read the dead-letter topic, then correct the profile or the sender; "
-    "unborn: set mqtt.rebirth, or let the Sparkplug nodes be born again.",
-    {"outcome": FATES},
+    "unborn: set mqtt.rebirth, or let the Sparkplug nodes be born again. All of a profile's at 0: look at its topic.",
+    {"profile": OPEN, "outcome": FATES},
 )
 READINGS = Metric(
     "counter",
@@ -420,9 +420,9 @@ class Metrics(Collector):
         registry.register(self)
         ProcessCollector(registry=registry)
 
-    def messages(self, counts: Mapping[Fate, int]) -> None:
+    def messages(self, profile: str, counts: Mapping[Fate, int]) -> None:
         """Add messages by their outcome."""
-        self._add(MESSAGES, counts)
+        self._add(MESSAGES, counts, profile)
 
     def readings(self, profile: str, counts: Mapping[Fate, int]) -> None:
         """Add readings by their outcome."""

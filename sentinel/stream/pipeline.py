@@ -7,6 +7,7 @@ Axes: B rows, F channels.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -737,15 +738,20 @@ class Turn:
     """What one turn did.
 
     Attributes:
-        fates: of each message that is on a profile's topic.
+        messages: of each profile, by what became of them.
         outcomes: by profile.
         entries: what was new in it, for the journal.
     """
 
-    fates: dict[Fate, int]
+    messages: dict[str, dict[Fate, int]]
     outcomes: dict[str, Outcome]
     entries: list[Announcement | Readings | Birth | Death | Heard]
     decoded: Decoded
+
+    @property
+    def fates(self) -> Counter[Fate]:
+        """Of the messages of all profiles."""
+        return sum(map(Counter, self.messages.values()), Counter())
 
 
 class Pipeline:
@@ -762,6 +768,8 @@ class Pipeline:
         outcomes: dict[str, Outcome] = {}
         best = np.full(len(messages), len(FATES), dtype=np.int64)
         worst = np.full(len(messages), -1, dtype=np.int64)
+        place = {name: at for at, name in enumerate(self.profiles)}
+        owner = np.zeros(len(messages), dtype=np.int64)
         entries: list[Announcement | Readings | Birth | Death | Heard] = [
             Announcement(profile, device)
             for profile, device in decoded.announced
@@ -772,6 +780,7 @@ class Pipeline:
                 outcome, codes = self.absorb(entry, now)
                 np.minimum.at(best, entry.message, codes)
                 np.maximum.at(worst, entry.message, codes)
+                owner[entry.message] = place[entry.profile]
             elif isinstance(entry, Heard):
                 continue
             else:
@@ -779,13 +788,17 @@ class Pipeline:
             if (before := outcomes.setdefault(entry.profile, outcome)) is not outcome:
                 before.add(outcome)
         final = np.where(best == _USED, _USED, worst)
-        for at, fate in enumerate(decoded.fates):
+        for at, name in decoded.owners.items():
+            fate = decoded.fates[at]
+            owner[at] = place[name]
             if fate is not None and final[at] != _USED:
                 final[at] = FATE_CODE[fate]
-        fates: dict[Fate, int] = {}
-        for code, count in zip(*np.unique(final[final >= 0], return_counts=True), strict=True):
-            fates[FATES[int(code)]] = int(count)
-        return Turn(fates, outcomes, [*entries, *decoded.inputs], decoded)
+        shape = len(place), len(FATES)
+        counts = np.bincount((owner * shape[1] + final)[final >= 0], minlength=shape[0] * shape[1]).reshape(shape)
+        names, taken = list(place), dict[str, dict[Fate, int]]()
+        for at, code in np.argwhere(counts).tolist():
+            taken.setdefault(names[at], {})[FATES[code]] = int(counts[at, code])
+        return Turn(taken, outcomes, [*entries, *decoded.inputs], decoded)
 
     def absorb(self, readings: Readings, now: float) -> tuple[Outcome, Ints]:
         """Take readings as they were decoded, now or when a journal was written."""

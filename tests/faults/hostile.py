@@ -4,6 +4,7 @@ import json
 import random
 import resource
 import string
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -187,7 +188,7 @@ def through_the_broker(folder: Path, count: int) -> Figures:
             publisher.drain()
             wait_until(lambda: daemon.messages() >= delivered, 5 * PATIENCE, f"{delivered} messages are counted")
             after = max(after, daemon.rss())
-            accepted = 'sentinel_messages_total{outcome="accepted"}'
+            accepted = 'sentinel_messages_total{outcome="accepted",profile="pump"}'
             good = int(daemon.metric(accepted))
             publisher.publish([("plant/d0/telemetry", orjson.dumps(GOOD | {"ts": fleets.START * 2}))])
             wait_until(lambda: daemon.metric(accepted) > good, PATIENCE, "a good reading is accepted")
@@ -195,10 +196,9 @@ def through_the_broker(folder: Path, count: int) -> Figures:
         assert messages == delivered + 1, "a message was counted twice, or without being sent"
         assert after - before < GROWTH, f"memory grew from {before:.0f} to {after:.0f} MB"
         rig.end()
-        outcomes = {
-            name.split('"')[1]: int(value)
-            for name, value in metrics.items()
-            if name.startswith("sentinel_messages_total") and value
-        }
+        outcomes: Counter[str] = Counter()
+        for name, value in metrics.items():
+            if name.startswith("sentinel_messages_total") and value:
+                outcomes[name.split('"')[1]] += int(value)
         told = ", ".join(f"{value} {name}" for name, value in outcomes.items())
         return {"delivered": messages, "counted": told, "RSS MB": f"{before:.0f} to {after:.0f}"}

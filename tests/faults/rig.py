@@ -352,7 +352,7 @@ class Rig:
     def await_quiet(self) -> None:
         """Wait until the daemon is ready and a last message, which is no reading, came through behind all others."""
         self.daemon.await_ready()
-        series = 'sentinel_messages_total{outcome="no_channel"}'
+        series = 'sentinel_messages_total{outcome="no_channel",profile="pump"}'
         before = self.daemon.metric(series)
         with Publisher(MqttSettings(host="127.0.0.1", port=self.broker.port)) as publisher:
             publisher.publish([("plant/mark/telemetry", b'{"ts": 1}')])

@@ -182,7 +182,7 @@ class Page:
 
     def _fleet_view(self, question: Question, root: str) -> dict[str, Any]:
         fleet, alerts = self._fleet, self._alerts
-        ready, reasons = self._ready()
+        _, reasons = self._ready()
         states = Counter(alert.state for alert in alerts.worst.values() if not _is_place(alert))
         return {
             "root": root,
@@ -195,7 +195,6 @@ class Page:
             "total": len(fleet.device),
             "profiles": fleet.profiles,
             "wide": [alert for alert in alerts.worst.values() if _is_place(alert)],
-            "ready": ready,
             "reasons": reasons,
             "link": lambda **changes: _query(replace(question, **changes)),
         }
@@ -239,7 +238,7 @@ class Page:
         open_: Sequence[Alert] = alerts.open.get(key, ()) if detail is None else detail.alerts
         past = [a for a in reversed(alerts.history) if a.profile == key.profile and a.device == key.device]
         profile = next(rows for rows in fleet.profiles if rows.name == key.profile)
-        ready, reasons = self._ready()
+        _, reasons = self._ready()
         return {
             "root": root,
             "now": fleet.now,
@@ -253,7 +252,6 @@ class Page:
             "commands": self._commands,
             "told": told,
             "error": error,
-            "ready": ready,
             "reasons": reasons,
         }
 
