@@ -254,7 +254,9 @@ class Readings:
 
 CommandVerb = Literal["acknowledge", "shelve", "normal", "forget"]
 COMMAND_VERBS: tuple[CommandVerb, ...] = get_args(CommandVerb)
-CommandFate = Literal["accepted", "bad_topic", "bad_payload", "unknown_device", "retained", "rate_limited", "off"]
+CommandFate = Literal[
+    "accepted", "no_alert", "bad_topic", "bad_payload", "unknown_device", "retained", "rate_limited", "off"
+]
 COMMAND_FATES: tuple[CommandFate, ...] = get_args(CommandFate)
 
 
@@ -267,7 +269,7 @@ class Command:
     """An operator's word on a device's alerts, an input of the stream.
 
     Attributes:
-        verb: acknowledge, shelve (for `seconds`), normal (feedback), forget (the device).
+        verb: acknowledge, shelve (for `seconds`, 0: no longer), normal (feedback), forget (the device).
     """
 
     verb: CommandVerb
@@ -410,7 +412,7 @@ class Alert:
         ended: of a resolved alert, its last anomalous tick; the quiet time after it is not counted.
         score: highest score so far; None for rules.
         ticks: anomalous ticks so far.
-        fired: when it fired, `fired - started` after the episode began; None: not yet, or never, or untold in maintenance.
+        fired: when it fired, `fired - started` after the episode began; None: not yet, or never, or it began shelved.
 
     `started`, `updated`, `ended` and `fired` are event times (receive times for silence, storm and system).
     """

@@ -27,7 +27,7 @@ from sentinel.adapters.models import list_models, retire_models
 from sentinel.adapters.mqtt import Broker
 from sentinel.adapters.mqtt.client import MqttBroker, MqttOptions
 from sentinel.adapters.notify import Notifier
-from sentinel.adapters.page import Page, ProfileRows
+from sentinel.adapters.page import Ask, Page, ProfileRows
 from sentinel.adapters.sinks import (
     AlertSink,
     alerts_filter,
@@ -284,15 +284,15 @@ class Service:
             self.broker.drain(timeout, 0, 0)
             self._commit([], self._clock())
             messages: list[Message] = []
-            commands: list[Command] = []
+            asks: list[Ask] = []
         else:
             messages = self.broker.drain(self._wait(timeout), self._most, self._most_bytes)
-            commands = self._asked()
+            asks = self.page.asks()
         now = self._clock()
         self._watch_clock(now)
         began = time.monotonic()
-        if messages or commands:
-            self._take(messages, now, commands)
+        if messages or asks:
+            self._take(messages, now, asks)
             # Many readings of one device are as many steps: a turn stays short enough for keepalive and watchdog.
             if (took := time.monotonic() - began) > LONG_TURN:
                 self._most = max(int(self._most * LONG_TURN / took), LEAST_MESSAGES)
@@ -303,7 +303,7 @@ class Service:
             self._chores(now)
         elif any(s.aligner is not None and (s.aligner.next_due(now) or now + 1) <= now for s in self._streams()):
             self._timers(now)
-        if commands or self.page.hurried:
+        if asks or self.page.hurried:
             self.window.tell()
         self.notifier.watchdog()
         self._last_turn = time.monotonic()
@@ -336,11 +336,11 @@ class Service:
     def _streams(self) -> list[ProfileStream]:
         return list(self.pipeline.profiles.values())
 
-    def _take(self, messages: list[Message], now: float, asked: Sequence[Command] = ()) -> None:
+    def _take(self, messages: list[Message], now: float, asks: Sequence[Ask] = ()) -> None:
         began = time.perf_counter()
         own = self.pipeline.decoder.is_own
         given: list[Message] = []
-        commands = [*asked]
+        told: list[Message] = []
         for message in messages:
             if self.home is not None and self.home.is_own(message.topic):
                 if message.topic == self.home.status_topic and message.payload == ONLINE:
@@ -351,7 +351,7 @@ class Service:
             elif not own(message.topic):
                 given.append(message)
             elif is_command(self.prefix, message.topic):
-                commands += self._command(message)
+                told.append(message)
             elif message.retain:
                 self._clear_if_stale(message)
         turn = self.pipeline.push(given, now)
@@ -361,10 +361,21 @@ class Service:
         scored = time.perf_counter()
         self._count(turn.messages, turn.outcomes, turn.decoded.bad_values, turn.decoded.unknown)
         transitions = [t for outcome in turn.outcomes.values() for t in outcome.transitions]
-        for command in commands:
-            outcome = self.pipeline.profiles[command.profile].command(command, now)
-            self._forget(command.profile, outcome)
-            transitions += outcome.transitions
+        commands: list[Command] = []
+        for asked in asks:
+            fate, moved = self._obey(asked.command, now, page=True)
+            transitions += moved
+            if fate == "accepted":  # which is told once it is journalled
+                commands.append(asked.command)
+                self._held.append(partial(self.page.answer, asked, fate))
+            else:
+                self.page.answer(asked, fate)
+        for message in told:
+            found = self._command(message)
+            fate, moved = self._obey(found, now, topic=message.topic[:200])
+            transitions += moved
+            if isinstance(found, Command) and fate == "accepted":
+                commands.append(found)
         arrivals = [given[t.message].arrived if 0 <= t.message < len(given) else 0.0 for t in transitions]
         # In order: journal, publish, acknowledge. What a disk refuses is held, and done once it took it.
         self._held.append(partial(self._publish, transitions, arrivals))
@@ -427,44 +438,37 @@ class Service:
         for webhook in self.webhooks:
             webhook.emit(transitions)
 
-    def _command(self, message: Message) -> list[Command]:
-        """The command in a message, if it can be done."""
-        found: Command | CommandFate = "off"
-        if self.settings.mqtt.commands:
-            # A retained one would be done again at each start.
-            found = "retained" if message.retain else parse_command(self.prefix, message.topic, message.payload)
-        fate = self._admit(found, topic=message.topic[:200])
-        return [found] if isinstance(found, Command) and fate == "accepted" else []
+    def _command(self, message: Message) -> Command | CommandFate:
+        """The command in a message, or why there is none."""
+        if not self.settings.mqtt.commands:
+            return "off"
+        # A retained one would be done again at each start.
+        return "retained" if message.retain else parse_command(self.prefix, message.topic, message.payload)
 
-    def _asked(self) -> list[Command]:
-        """Commands from the page that can be done; whoever asked is answered once it is journalled."""
-        commands = []
-        for asked in self.page.asks():
-            fate = self._admit(asked.command, page=True)
-            answer = partial(self.page.answer, asked, fate)
-            if fate == "accepted":
-                commands.append(asked.command)
-                self._held.append(answer)
-            else:
-                answer()
-        return commands
-
-    def _admit(self, found: Command | CommandFate, **whence: object) -> CommandFate:
-        """Whether a command can be done, or why not. Counts it and writes it down, whatever becomes of it."""
+    def _obey(self, found: Command | CommandFate, now: float, **whence: object) -> tuple[CommandFate, list[Transition]]:
+        """Do a command if it can be done, count it and write it down, whatever becomes of it."""
         self._commands_left -= 1
         if self._commands_left < 0:
             self.metrics.command("rate_limited")
-            return "rate_limited"
-        if isinstance(found, Command):
-            stream = self.pipeline.profiles.get(found.profile)
-            if stream is not None and (found.device in stream.table.slot_of or found.device in stream.book.open):
-                self.metrics.command("accepted")
-                log.info("command", **asdict(found), **whence)
-                return "accepted"
-            found = "unknown_device"
-        self.metrics.command(found)
-        log.warning("command refused", outcome=found, **whence)
-        return found
+            return "rate_limited", []
+        moved: list[Transition] = []
+        fate: CommandFate = "accepted"
+        if not isinstance(found, Command):
+            fate = found
+        elif (stream := self.pipeline.profiles.get(found.profile)) is None or not stream.knows(found.device):
+            fate = "unknown_device"
+        else:
+            outcome = stream.command(found, now)
+            self._forget(found.profile, outcome)
+            moved = outcome.transitions
+            if found.verb in ("acknowledge", "normal") and not moved:
+                fate = "no_alert"
+        self.metrics.command(fate)
+        if isinstance(found, Command) and fate == "accepted":
+            log.info("command", **asdict(found), **whence)
+        else:
+            log.warning("command refused", outcome=fate, **whence)
+        return fate, moved
 
     def _clear_if_stale(self, message: Message) -> None:
         """At start the broker tells what we retain: alerts no longer open and devices no longer known are cleared."""

@@ -125,12 +125,133 @@ def test_a_shelved_alert_fires_again_when_its_time_is_over() -> None:
     assert states(alerts.due(161.0)) == [("firing", 2)]
 
 
-def test_a_pending_alert_that_was_shelved_has_still_not_fired() -> None:
+def test_what_begins_on_a_shelved_device_begins_shelved_and_fires_afterwards_if_it_is_still_wrong() -> None:
+    alerts = book()
+    assert alerts.shelve("pump-7", 90.0, 60.0) == [], "nothing is wrong yet"
+    (first,) = play(alerts, "xx")
+    assert (first.alert.state, first.alert.seq, first.alert.fired, first.fires) == ("shelved", 0, None, False)
+    assert first.retained == first.alert
+    assert alerts.firing() == {}
+    assert not alerts.is_due(149.0)
+    assert alerts.due(149.0) == []
+    assert alerts.is_due(150.0)
+    (last,) = alerts.due(150.0)
+    assert (last.alert.id, last.alert.state, last.fires) == (first.alert.id, "firing", True)
+    assert alerts.shelved == {}
+
+
+def test_the_next_alert_of_a_shelved_device_is_shelved_too_and_those_of_others_are_not() -> None:
+    alerts = book()
+    play(alerts, "x")
+    alerts.shelve("pump-7", 100.0, 60.0)
+    assert states(play(alerts, "...x...")) == [("resolved", 2), ("shelved", 0), ("resolved", 1)]
+    assert states(alerts.start("pump-7", "silence", 110.0, 120.0)) == [("shelved", 0)]
+    assert states(play(alerts, "x", "pump-8")) == [("firing", 0)]
+
+
+def test_what_is_about_to_resolve_when_the_shelf_ends_is_not_told_but_if_it_comes_back_it_is() -> None:
+    alerts = book()
+    alerts.shelve("pump-7", 90.0, 12.0)
+    assert states(play(alerts, "x.")) == [("shelved", 0)]
+    assert alerts.due(102.0) == []
+    moved, _ = alerts.tick("pump-7", 103.0, 103.0, seen(), 0)
+    assert states(moved) == [("firing", 1)]
+
+
+def test_a_device_that_is_shelved_no_longer_tells_at_once_what_is_still_wrong() -> None:
+    alerts = book()
+    alerts.shelve("pump-7", 90.0, 3600.0)
+    play(alerts, "x")
+    alerts.tick(
+        "pump-7", 100.5, 100.5, {"stuck": lambda: Evidence(None, None, ())}, 1
+    )  # the prediction is quiet by now
+    (moved,) = alerts.shelve("pump-7", 101.0, 0.0)
+    assert (moved.alert.kind, moved.alert.state, moved.fires) == ("stuck", "firing", True)
+    assert alerts.shelved == {}
+    assert alerts.shelve("pump-7", 102.0, 0.0) == []
+    assert states(alerts.start("pump-7", "silence", 103.0, 103.0)) == [("firing", 0)]
+
+
+def test_the_last_word_says_for_how_long_a_device_is_shelved() -> None:
+    alerts = book()
+    play(alerts, "x")
+    alerts.shelve("pump-7", 100.0, 600.0)
+    assert alerts.shelve("pump-7", 101.0, 60.0) == []
+    assert alerts.due(160.0) == []
+    assert states(alerts.due(161.0)) == [("firing", 2)]
+
+
+def test_a_pending_alert_of_a_shelved_device_fires_shelved_at_its_time() -> None:
     alerts = book(min_ticks=3)
     play(alerts, "x")
-    alerts.shelve("pump-7", 101.0, 60.0)
-    assert states(alerts.due(161.0)) == [("pending", 2)]
-    assert states(play(alerts, "xx")) == [("firing", 3)]
+    assert alerts.shelve("pump-7", 101.0, 60.0) == []
+    assert states(play(alerts, "xx")) == [("shelved", 1)]
+    assert alerts.started == {"prediction": 1}, "what the budget knows is as without a shelf"
+    assert states(alerts.due(161.0)) == [("firing", 2)]
+
+
+def test_many_shelved_devices_are_no_storm_until_it_is_over() -> None:
+    alerts = book()
+    for number in range(12):
+        alerts.shelve(f"p{number}", 90.0, 60.0)
+        play(alerts, "x", f"p{number}")
+    assert alerts.storm(12, 101.0) == []
+    assert len(alerts.due(150.0)) == 12
+    assert states(alerts.storm(12, 151.0)) == [("firing", 0)]
+
+
+def test_a_shelf_survives_a_snapshot_and_goes_with_its_device() -> None:
+    alerts, again = book(), book()
+    for device in ("pump-7", "pump-8"):
+        alerts.shelve(device, 90.0, 60.0)
+    play(alerts, "x")
+    alerts.forget("pump-8", 101.0)
+    again.restore(orjson.loads(orjson.dumps(alerts.export())))
+    assert again.shelved == {"pump-7": 150.0}
+    assert states(again.due(150.0)) == [("firing", 1)]
+
+
+def test_what_an_older_release_had_shelved_stays_so_for_its_time() -> None:
+    data = {
+        "open": {
+            "p": [{**OLD, "kind": "prediction", "shelved_until": 0.0}, {**OLD, "kind": "stuck", "state": "shelved"}],
+            "q": [{**OLD, "kind": "rate", "state": "shelved", "fired": None, "told": False}],
+        },
+        "started": {"prediction": 1, "stuck": 1},
+        "recent": [],
+    }
+    alerts = book(min_ticks=2)
+    alerts.restore(data)
+    assert alerts.shelved == {"p": 150.0, "q": 150.0}
+    assert {kind: e.state for one in alerts.open.values() for kind, e in one.items()} == {
+        "prediction": "firing",
+        "stuck": "shelved",
+        "rate": "pending",
+    }
+    assert states(alerts.due(149.0)) == [("shelved", 4)]
+    assert [t.alert.kind for t in alerts.due(150.0)] == ["prediction", "stuck"]
+
+
+OLD = {
+    "id": "1",
+    "kind": "stuck",
+    "started": 90.0,
+    "updated": 100.0,
+    "last": 100.0,
+    "state": "firing",
+    "seq": 3,
+    "ticks": 2,
+    "quiet": 0,
+    "score": None,
+    "p_value": None,
+    "channels": [],
+    "shelved_until": 150.0,
+    "detail": "",
+    "fired": 90.0,
+    "told": True,
+    "settled": False,
+    "needed": 1.0,
+}
 
 
 def test_an_alert_fires_once_however_often_it_moves() -> None:
@@ -181,6 +302,7 @@ def test_a_storm_adds_a_fleet_alert_and_keeps_the_devices_alerts() -> None:
     assert states(alerts.storm(21, 101.0)) == []
     moved = alerts.storm(20, 101.0)
     assert [(t.alert.kind, t.alert.device, t.alert.state) for t in moved] == [("storm", "_fleet", "firing")]
+    assert moved[0].alert.message == "all devices of pump: 10 of 20 fired within a minute"
     assert alerts.storm(20, 102.0) == []
     for i in range(10):
         play(alerts, "...", f"p{i}")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,14 @@ def asked(plant: Plant, action: str = "list", device: str | None = None) -> Any:
     return json.loads(out.read_bytes())
 
 
+def shelve(plant: Plant, device: str) -> None:
+    """For an hour, by a daemon that stops."""
+    plant.start()
+    assert plant.service is not None
+    plant.service.pipeline.profiles["pump"].command(Command("shelve", "pump", device, 3600.0), plant.now)
+    plant.stop()
+
+
 class TestList:
     def test_every_device_of_every_profile_is_there_with_its_state(self, stopped: Plant) -> None:
         rows = asked(stopped)["devices"]
@@ -158,6 +167,15 @@ class TestList:
         assert rows[0]["last_seen"] == pytest.approx(fleets.START + TICKS - 1, abs=2)
         assert rows[0]["alerts"] == []
         assert ("range", "firing") in [(alert["kind"], alert["state"]) for alert in rows[1]["alerts"]]
+
+    def test_a_shelved_device_is_listed_with_its_time(self, stopped: Plant, capsys: pytest.CaptureFixture[str]) -> None:
+        shelve(stopped, "d0")
+        until = stopped.now + 3600.0
+        assert [row["shelved_until"] for row in asked(stopped)["devices"]] == [until, None, None]
+        moment = f"shelved until {datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M:%SZ}"
+        assert moment in capsys.readouterr().out
+        asked(stopped, "show", "d0")
+        assert moment in capsys.readouterr().out
 
     def test_a_daemon_may_run_meanwhile(self, stopped: Plant) -> None:
         stopped.start()
@@ -273,6 +291,13 @@ class TestForget:
         pump = stopped.service.pipeline.profiles["pump"]
         assert list(pump.table.slot_of) == ["d0"]
         assert not pump.book.open
+
+    def test_a_shelf_is_forgotten_with_its_device(self, stopped: Plant) -> None:
+        shelve(stopped, "d1")
+        asked(stopped, "forget", "d1")
+        stopped.start()
+        assert stopped.service is not None
+        assert stopped.service.pipeline.profiles["pump"].book.shelved == {}
 
     def test_what_a_replay_brings_back_is_forgotten_too(self, stopped: Plant) -> None:
         stopped.start()

@@ -160,8 +160,8 @@ class TestAlerts:
         alerts = book()
         tick(alerts, NIGHT - 60)
         alerts.shelve("p", NIGHT - 60, 120.0)
-        assert not alerts.is_due(NIGHT + 61)
         assert alerts.due(NIGHT + 61) == []
+        assert not alerts.is_due(NIGHT + 61)
         assert told(alerts.due(NIGHT + 7200)) == [("firing", 2, False)]
 
     def test_many_devices_in_maintenance_are_no_storm_until_it_is_over(self) -> None:

@@ -62,7 +62,7 @@ ACTIONS = st.one_of(
     st.tuples(st.just("edge"), st.sampled_from(["birth", "data", "lost", "death"]), st.sampled_from(["", "p1"])),
     st.tuples(
         st.just("say"),
-        st.sampled_from(["acknowledge", "shelve", "normal", "forget"]),
+        st.sampled_from(["acknowledge", "shelve", "unshelve", "normal", "forget"]),
         st.sampled_from(["pump/d0", "pump/d5", "meter/m0"]),
     ),
     st.tuples(st.just("reload"), st.integers(0, 2)),
@@ -160,7 +160,8 @@ class Run:
                 self.broker.retained[topic] = Publish(topic, b"1.0", 1, retain=True)
                 self.broker.disconnect()
             case "say", verb, device:
-                publish(f"sentinel/command/{verb}/{device}", b'{"seconds": 7}' if verb == "shelve" else b"")
+                seconds = {"shelve": b'{"seconds": 7}', "unshelve": b'{"seconds": 0}'}.get(verb, b"")
+                publish(f"sentinel/command/{verb.removeprefix('un')}/{device}", seconds)
             case "reload", limits:
                 self.limits = limits
                 self.service.reload()
@@ -225,6 +226,7 @@ def assert_a_crash_changes_nothing(actions: Sequence[Action], crash: int, snapsh
 
 
 EDGES = ("edge", "birth", ""), ("edge", "birth", "p1")
+SHELVE, FAULT = ("say", "shelve", "pump/d0"), ("pumps", 3, 60.0, ("d0",))
 ALL, ONE, NEVER = ("pumps", 8, 0.0, PUMPS), ("pumps", 8, 0.0, ("d0",)), frozenset[int]()
 
 
@@ -232,6 +234,9 @@ ALL, ONE, NEVER = ("pumps", 8, 0.0, PUMPS), ("pumps", 8, 0.0, ("d0",)), frozense
 @given(st.lists(ACTIONS, min_size=4, max_size=50), st.integers(0, 49), st.frozensets(st.integers(0, 49), max_size=3))
 @example([ALL, ("promote", 1), ALL, ("promote", 0), ALL], 4, NEVER)
 @example([("promote", 0), ONE, ("say", "forget", "pump/d0"), ONE], 2, {2})
+@example([ONE, SHELVE, FAULT, ("wait", 5.0), FAULT, ("wait", 400.0)], 2, NEVER)
+@example([ONE, SHELVE, FAULT, ("wait", 5.0), ("say", "unshelve", "pump/d0"), FAULT], 2, {1})
+@example([ONE, FAULT, SHELVE, ("say", "forget", "pump/d0"), ONE, FAULT], 2, {2})
 @example([("reload", 1), ALL, ("reload", 0), ALL], 3, NEVER)
 @example([("reload", 1), ALL, ("reload", 0), ALL], 3, {0})
 @example([*EDGES, ("edge", "data", "p1"), ("edge", "lost", ""), ("edge", "data", "p1")], 2, NEVER)

@@ -17,6 +17,7 @@ from sentinel.adapters.sinks import load_schema
 from sentinel.adapters.store import MemoryStore
 from sentinel.adapters.store.memory import MemoryDisk
 from sentinel.errors import StoreError
+from sentinel.records import Command
 from sentinel.service import COMMANDS_A_SECOND, DEAD_LETTERS_A_SECOND, Service
 from sentinel.settings import Settings, load_settings
 from sentinel.stream.pipeline import ProfileStream
@@ -494,6 +495,40 @@ def test_a_command_that_is_done_is_written_down_with_all_that_it_says(
     assert {"event": "command", "log_level": "info"} | said in logs
 
 
+def test_what_there_is_nothing_to_say_yes_to_is_told_and_not_written_down(
+    start: Callable[..., Bench], tmp_path: Path
+) -> None:
+    (tmp_path / "sentinel.toml").write_text("[mqtt]\ncommands = true\n" + CONFIG)
+    bench = start(settings=load_settings(tmp_path / "sentinel.toml"), model=False)
+    bench.tick("d0", 0, np.array([99.0, 20.0, 60.0]))
+    bench.turn(1.0)
+    for verb in ("normal", "acknowledge", "acknowledge"):  # the alert is of a rule; the second time it is acknowledged
+        bench.broker.publish_from_outside(f"sentinel/command/{verb}/pump/d0", b"")
+    bench.turn()
+    assert bench.metric("sentinel_commands_total", outcome="no_alert") == 2
+    assert bench.metric("sentinel_commands_total", outcome="accepted") == 1
+    commands = [entry for turn in bench.store.disk.turns for entry in turn.entries if isinstance(entry, Command)]
+    assert commands == [Command("acknowledge", "pump", "d0")]
+
+
+def test_a_device_and_its_shelf_are_forgotten_together_and_the_fleet_can_be_shelved(
+    start: Callable[..., Bench], tmp_path: Path
+) -> None:
+    (tmp_path / "sentinel.toml").write_text("[mqtt]\ncommands = true\n" + CONFIG)
+    bench = start(settings=load_settings(tmp_path / "sentinel.toml"), model=False)
+    bench.tick("d0", 0, np.array([9.0, 20.0, 60.0]))
+    bench.turn(1.0)
+    book = bench.service.pipeline.profiles["pump"].book
+    for topic in ("shelve/pump/d0", "shelve/pump/_fleet", "forget/pump/d0"):
+        before = dict(book.shelved)
+        bench.broker.publish_from_outside(f"sentinel/command/{topic}", b"")
+        bench.turn()
+    assert (set(before), set(book.shelved)) == ({"d0", "_fleet"}, {"_fleet"})
+    bench.broker.publish_from_outside("sentinel/command/shelve/pump/_fleet", b'{"seconds": 0}')
+    bench.turn()
+    assert book.shelved == {}
+
+
 def test_a_retained_command_is_not_done_again_at_a_start(start: Callable[..., Bench], tmp_path: Path) -> None:
     (tmp_path / "sentinel.toml").write_text("[mqtt]\ncommands = true\n" + CONFIG)
     settings = load_settings(tmp_path / "sentinel.toml")
@@ -521,13 +556,13 @@ def test_commands_over_the_rate_are_counted_and_not_done(start: Callable[..., Be
     bench.turn(2.0)
     with capture_logs() as logs:
         for _ in range(COMMANDS_A_SECOND + 50):
-            bench.broker.publish_from_outside("sentinel/command/acknowledge/pump/d0", b"")
+            bench.broker.publish_from_outside("sentinel/command/shelve/pump/d0", b"")
         bench.turn()
     assert bench.metric("sentinel_commands_total", outcome="accepted") == COMMANDS_A_SECOND
     assert bench.metric("sentinel_commands_total", outcome="rate_limited") == 50
     assert len(logs) <= COMMANDS_A_SECOND + 1
     bench.turn(2.0)
-    bench.broker.publish_from_outside("sentinel/command/acknowledge/pump/d0", b"")
+    bench.broker.publish_from_outside("sentinel/command/shelve/pump/d0", b"")
     bench.turn()
     assert bench.metric("sentinel_commands_total", outcome="accepted") == COMMANDS_A_SECOND + 1
 

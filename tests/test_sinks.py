@@ -169,7 +169,7 @@ class TestCommands:
             ("shelve", b'{"seconds": 0.5}', 0.5),
             ("shelve", b'{"seconds": 31622400}', sinks.LONGEST_SHELF),
             ("shelve", b'{"seconds": 31622401}', "bad_payload"),
-            ("shelve", b'{"seconds": 0}', "bad_payload"),
+            ("shelve", b'{"seconds": 0}', 0.0),
             ("shelve", b'{"seconds": -1}', "bad_payload"),
             ("shelve", b'{"seconds": true}', "bad_payload"),
             ("shelve", b'{"seconds": "60"}', "bad_payload"),

@@ -74,7 +74,7 @@ class Scene:
             self.open[identity] = message
             return f"{clock}  ALERT     {message}"
         if state == "resolved" and self.open.pop(identity, None) is not None:
-            return f"{clock}  resolved  {body.get('device')}"
+            return f"{clock}  resolved  {message if body.get('kind') in _WORDLESS else body.get('device')}"
         return None
 
     def count(self) -> Tally:

@@ -126,6 +126,7 @@ class _Reader:
             "ticks": int(table.ticks[slot]),
             "last_seen": _finite(table.last_seen[slot]),
             "score": _finite(stream.scores()[slot]),
+            "shelved_until": self._data["alerts"].get("shelved", {}).get(device),
             "alerts": [
                 {key: episode[key] for key in ("id", "kind", "state", "started", "updated", "score", "ticks")}
                 for episode in episodes
@@ -218,6 +219,7 @@ def _forget(settings: Settings, device: str) -> dict[str, Any]:
             if data is not None:
                 data["pending"] = [waiting for waiting in data["pending"] if waiting[0] != device]
                 data["alerts"]["open"].pop(device, None)
+                data["alerts"].get("shelved", {}).pop(device, None)
         store.snapshot.save(image.position, image.now, orjson.dumps(meta), (), [(name, device) for name in profiles])
         store.journal.append([Command("forget", name, device) for name in profiles], image.now)
     return {"forgotten": list(profiles)}
@@ -251,11 +253,15 @@ def _print_list(result: Mapping[str, Any]) -> None:
 
 
 def _cells(row: Mapping[str, Any], scored: bool) -> list[str]:
-    alerts = ", ".join(f"{alert['kind']} ({alert['state']})" for alert in row["alerts"])
+    alerts = ", ".join([f"{alert['kind']} ({alert['state']})" for alert in row["alerts"]] + _shelf(row))
     score = ["–" if row["score"] is None else f"{row['score']:.2f}"] if scored else []
     raised = f"+{row['threshold_raised']:.0%}" if row["threshold_raised"] >= 0.005 else "–"
     seen = "never" if row["last_seen"] is None else _moment(row["last_seen"])
     return [row["profile"], row["device"], row["state"], f"{row['ticks']:,}", seen, *score, raised, alerts or "–"]
+
+
+def _shelf(row: Mapping[str, Any]) -> list[str]:
+    return [] if row["shelved_until"] is None else [f"shelved until {_moment(row['shelved_until'])}"]
 
 
 def _print_one(row: Mapping[str, Any], as_of: float) -> None:
@@ -275,6 +281,8 @@ def _print_one(row: Mapping[str, Any], as_of: float) -> None:
         on = ", ".join(f"{n:,} ({head})" for head, n in row["calibrated_on"].items())
         facts["calibrated on"] = f"{on} ticks" + ("; frozen: learned from a recording" if row["frozen"] else "")
         facts["threshold"] = f"raised by {row['threshold_raised']:.0%} after past alerts"
+    for shelf in _shelf(row):
+        facts["alerts"] = shelf
     for alert in row["alerts"]:
         lasted = duration(alert["updated"] - alert["started"])
         facts[f"alert {alert['id']}"] = (

@@ -2,8 +2,9 @@
 
     pending ──min_ticks──► firing ──► acknowledged / shelved ──quiet_ticks──► resolved
 
-Absence of data never resolves an alert: quiet is counted in ticks that came. Maintenance changes what is told, never what
-is scored: what would fire in it is shelved, and fires when it is over if it is still wrong then.
+Absence of data never resolves an alert: quiet is counted in ticks that came. Maintenance, of a profile, and shelving, of a
+device for a time, change what is told, never what is scored: what would fire meanwhile is shelved, and fires when both
+are over if it is still wrong then.
 """
 
 import hashlib
@@ -56,7 +57,7 @@ class Episode:
     Attributes:
         last: time of its last anomalous tick.
         fired: time at which it fired; None: not yet.
-        told: whether it was told as firing; in maintenance it is not.
+        told: whether it was told as firing; what began shelved was not.
         settled: it has lasted so long that its level is taken for normal from there on.
         needed: score that made an alert when it began.
     """
@@ -73,7 +74,6 @@ class Episode:
     score: float | None = None
     p_value: float | None = None
     channels: tuple[ChannelView, ...] = ()
-    shelved_until: float = 0.0
     detail: str = ""
     fired: float | None = None
     told: bool = False
@@ -89,6 +89,7 @@ class AlertBook:
         open: by device, by kind.
         firing: episodes past `pending`, by kind, for metrics.
         started: starts so far, by kind.
+        shelved: until when devices are shelved.
     """
 
     spec: ProfileSpec
@@ -96,6 +97,7 @@ class AlertBook:
     open: dict[str, dict[AlertKind, Episode]] = field(default_factory=dict)
     started: dict[AlertKind, int] = field(default_factory=dict)
     recent: list[tuple[float, str]] = field(default_factory=list)
+    shelved: dict[str, float] = field(default_factory=dict)
 
     def tick(
         self,
@@ -143,6 +145,7 @@ class AlertBook:
 
     def forget(self, device: str, time: float) -> list[Transition]:
         """The device is gone, and its alerts with it."""
+        self.shelved.pop(device, None)
         return [t for episode in list(self.open.get(device, {}).values()) for t in self._end(device, episode, time, -1)]
 
     def acknowledge(self, device: str, now: float) -> list[Transition]:
@@ -167,31 +170,30 @@ class AlertBook:
         return [self._move(device, episode, episode.state, message)]
 
     def shelve(self, device: str, now: float, seconds: float) -> list[Transition]:
-        """Keep quiet about a device's open alerts for a time."""
-        out = []
-        for episode in self.open.get(device, {}).values():
-            episode.shelved_until = now + seconds
-            if episode.state in ("firing", "acknowledged", "pending"):
-                out.append(self._move(device, episode, "shelved", -1))
-        return out
+        """Keep quiet about a device for a time, whatever is or will be wrong with it; 0 seconds: no longer."""
+        if seconds <= 0:
+            self.shelved.pop(device, None)
+            return self._due(device, now)
+        self.shelved[device] = now + seconds
+        return [
+            self._move(device, episode, "shelved", -1)
+            for episode in self.open.get(device, {}).values()
+            if episode.state in ("firing", "acknowledged")
+        ]
 
     def due(self, now: float) -> list[Transition]:
         """Shelve what fires where maintenance has begun; take up what was shelved, is still wrong, and whose time is over."""
-        return [
-            moved
-            for device, episodes in self.open.items()
-            for episode in episodes.values()
-            for moved in self._on_time(device, episode, now, -1)
-        ]
+        self.shelved = {device: until for device, until in self.shelved.items() if until > now}
+        return [moved for device in self.open for moved in self._due(device, now)]
 
     def is_due(self, now: float) -> bool:
         """Whether `due` or `storm` might change anything."""
-        if len(self.recent) >= STORM_LEAST or FLEET in self.open:
+        if len(self.recent) >= STORM_LEAST or FLEET in self.open or any(end <= now for end in self.shelved.values()):
             return True
-        working = self._maintained(now) is None
+        maintained = self._maintained(now)
         return any(
-            _waits_no_more(episode, now) if working else episode.state == "firing"
-            for episodes in self.open.values()
+            episode.state == "firing" if maintained or device in self.shelved else _waits(episode)
+            for device, episodes in self.open.items()
             for episode in episodes.values()
         )
 
@@ -201,7 +203,7 @@ class AlertBook:
         firing = len({device for _, device in self.recent})
         need = max(STORM_LEAST, STORM_SHARE * devices)
         if firing >= need:
-            detail = f"{firing} of {devices} devices fired within a minute"
+            detail = f"{firing} of {devices} fired within a minute"
             return self.start(FLEET, "storm", now, now, detail)
         still = sum(device != FLEET for device in self.open)
         return self.end(FLEET, "storm", now) if FLEET in self.open and still < need / 2 else []
@@ -233,14 +235,19 @@ class AlertBook:
             "open": {device: [asdict(e) for e in episodes.values()] for device, episodes in self.open.items()},
             "started": dict(self.started),
             "recent": self.recent,
+            "shelved": self.shelved,
         }
 
     def restore(self, data: dict[str, Any]) -> None:
-        """Undo `export`."""
-        self.open = {}
+        """Undo `export`, also that of a release which shelved alerts and not devices."""
+        self.open, self.shelved = {}, dict(data.get("shelved", {}))
         for device, episodes in data["open"].items():
             for raw in episodes:
                 views = tuple(ChannelView(**view) for view in raw.pop("channels"))
+                until = raw.pop("shelved_until", 0.0)
+                if until and raw["state"] == "shelved":
+                    self.shelved[device] = max(until, self.shelved.get(device, until))
+                    raw["state"] = "pending" if raw["fired"] is None else "shelved"
                 self.open.setdefault(device, {})[raw["kind"]] = Episode(**raw, channels=views)
         self.started = dict(data["started"])
         self.recent = [(at, device) for at, device in data["recent"]]
@@ -282,11 +289,9 @@ class AlertBook:
     def _fire(self, device: str, episode: Episode, now: float, message: int) -> Transition:
         self.started[episode.kind] = self.started.get(episode.kind, 0) + 1
         episode.fired = episode.updated
-        over = self._maintained(now)
-        if over is None:
-            return self._tell(device, episode, now, message)
-        episode.shelved_until = over
-        return self._move(device, episode, "shelved", message)
+        if self._hushed(device, now):
+            return self._move(device, episode, "shelved", message)
+        return self._tell(device, episode, now, message)
 
     def _tell(self, device: str, episode: Episode, now: float, message: int) -> Transition:
         first, episode.told = not episode.told, True
@@ -296,20 +301,22 @@ class AlertBook:
             self.recent.append((now, device))
         return replace(self._move(device, episode, "firing", message), fires=first)
 
-    def _on_time(self, device: str, episode: Episode, now: float, message: int) -> list[Transition]:
-        """See `due`."""
-        over = self._maintained(now)
-        if over is not None:
-            episode.shelved_until = max(episode.shelved_until, over)
-            return [self._move(device, episode, "shelved", message)] if episode.state == "firing" else []
-        if not _waits_no_more(episode, now):
-            return []
-        if episode.fired is None:
-            return [self._move(device, episode, "pending", message)]
-        return [self._tell(device, episode, now, message)]
+    def _due(self, device: str, now: float) -> list[Transition]:
+        """See `due`, of one device."""
+        return [m for episode in self.open.get(device, {}).values() for m in self._on_time(device, episode, now, -1)]
 
-    def _maintained(self, now: float) -> float | None:
-        return ends(self.spec.maintenance, self.spec.timezone, now)
+    def _on_time(self, device: str, episode: Episode, now: float, message: int) -> list[Transition]:
+        """See `due`, of one episode."""
+        if self._hushed(device, now):
+            return [self._move(device, episode, "shelved", message)] if episode.state == "firing" else []
+        return [self._tell(device, episode, now, message)] if _waits(episode) else []
+
+    def _hushed(self, device: str, now: float) -> bool:
+        """Whether what fires of a device is shelved."""
+        return now < self.shelved.get(device, now) or self._maintained(now)
+
+    def _maintained(self, now: float) -> bool:
+        return ends(self.spec.maintenance, self.spec.timezone, now) is not None
 
     def _again(
         self, device: str, episode: Episode, time: float, now: float, look: Callable[[], Evidence], message: int
@@ -376,9 +383,9 @@ def _urgency(episode: Episode) -> tuple[int, float, float]:
     return _RANK[episode.state], -(episode.score or 0.0), episode.started
 
 
-def _waits_no_more(episode: Episode, now: float) -> bool:
-    """Whether it was shelved, its time is over, and its last tick was anomalous."""
-    return episode.state == "shelved" and now >= episode.shelved_until and not episode.quiet
+def _waits(episode: Episode) -> bool:
+    """Whether it is to be told when it is shelved no longer: its last tick was anomalous."""
+    return episode.state == "shelved" and not episode.quiet
 
 
 def words(alert: Alert, detail: str = "", timezone: str = "UTC") -> str:
@@ -397,7 +404,14 @@ def words(alert: Alert, detail: str = "", timezone: str = "UTC") -> str:
     else:
         what = {"range": _beyond(views[0]), "rate": "changes too fast", "stuck": "is stuck"}.get(alert.kind, "")
         text = f"{views[0].name} {quantity(views[0].value, views[0].unit)} {what}{_span(alert, timezone)}"
-    return f"{alert.device}: {text}"
+    return f"{subject(alert)}: {text}"
+
+
+def subject(alert: Alert) -> str:
+    """Whom an alert is about, in words."""
+    if alert.kind == "storm":
+        return f"all devices of {alert.profile}"
+    return "Sentinel" if alert.kind == "system" else alert.device
 
 
 _HOW: dict[How, str] = {

@@ -43,7 +43,7 @@ from sentinel.records import (
     Readings,
     Transition,
 )
-from sentinel.stream.alerts import AlertBook, Episode, Evidence
+from sentinel.stream.alerts import FLEET, AlertBook, Episode, Evidence
 from sentinel.stream.align import Aligner, Batch, waves
 from sentinel.stream.decode import Decoded, Decoder, Edges, measures
 from sentinel.stream.devices import DeviceTable
@@ -228,12 +228,16 @@ class ProfileStream:
             or bool((table.used & (now - table.last_seen > self.spec.device_ttl)).any())
         )
 
+    def knows(self, device: str) -> bool:
+        """Whether there is such a device, or it stands for all of them, to be commanded."""
+        return device == FLEET or device in self.table.slot_of
+
     def command(self, command: Command, now: float) -> Outcome:
         """Do what an operator said."""
         out = Outcome()
-        slot = self.table.slot_of.get(command.device)
-        if slot is None and command.device not in self.book.open:
+        if not self.knows(command.device):
             return out
+        slot = self.table.slot_of.get(command.device)
         if command.verb == "acknowledge":
             out.transitions += self.book.acknowledge(command.device, now)
         elif command.verb == "shelve":

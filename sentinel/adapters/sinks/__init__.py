@@ -137,7 +137,7 @@ def is_command(prefix: str, topic: str) -> bool:
 def parse_command(prefix: str, topic: str, payload: bytes) -> Command | CommandFate:
     """A command from `{prefix}/command/{verb}/{profile}/{device}`, or why it is none.
 
-    `shelve` takes {"seconds": …}, an hour without; the others take no payload.
+    `shelve` takes {"seconds": …}, an hour without, 0 to shelve no longer; the others take no payload.
     """
     parts = topic.removeprefix(f"{prefix}/command/").split("/", 2)
     verbs = [verb for verb in COMMAND_VERBS if verb == parts[0]]
@@ -163,7 +163,7 @@ def _shelf(payload: bytes) -> float | None:
     if not isinstance(body, dict) or not body.keys() <= {"seconds"}:
         return None
     given = body.get("seconds", 3600.0)
-    if not isinstance(given, int | float) or isinstance(given, bool) or not 0 < given <= LONGEST_SHELF:
+    if not isinstance(given, int | float) or isinstance(given, bool) or not 0 <= given <= LONGEST_SHELF:
         return None
     return float(given)
 
