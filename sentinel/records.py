@@ -445,9 +445,12 @@ class Transition:
         retained: what the device's retained topic must now say; None: clear it.
         message: index of the message of the turn that caused it; -1: a timer.
         fires: whether the alert fired with it; once in an alert's life.
+        recent: where it began or ended with a tick, the device's newest ones as of then, for people, as
+            `stream.recent` has them; None: nobody keeps them.
     """
 
     alert: Alert
     retained: Alert | None
     message: int = -1
     fires: bool = False
+    recent: npt.NDArray[Any] | None = field(default=None, compare=False, repr=False)

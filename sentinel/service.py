@@ -882,6 +882,7 @@ class Service:
     def _say_again(self, name: str, outcome: Outcome) -> None:
         """What a replayed turn did: the crash may have come before its alerts were out. Id and seq tell what came twice."""
         self._forget(name, outcome)
+        self.window.took_looks(name, outcome.looks)
         self.window.took_alerts(outcome.transitions)
         self._emit(outcome.transitions)
 

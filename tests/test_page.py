@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
 from threading import Thread
@@ -30,12 +31,13 @@ from sentinel.adapters.page.views import PAGE, Question, ask
 from sentinel.adapters.store import MemoryStore
 from sentinel.adapters.store.memory import MemoryDisk
 from sentinel.intake import Intake
-from sentinel.records import DEVICE_STATES, Alert, Command
+from sentinel.records import DEVICE_STATES, Alert, ChannelView, Command
 from sentinel.service import COMMANDS_A_SECOND, Service
 from sentinel.settings import load_settings
-from sentinel.stream.alerts import duration, quantity
+from sentinel.stream.alerts import Evidence, duration, quantity
 from sentinel.stream.pipeline import Pipeline
-from sentinel.window import MOST_TICKS, MOST_WATCHED, Window
+from sentinel.stream.recent import KEPT
+from sentinel.window import MOST_BEGUN, MOST_TICKS, MOST_WATCHED, Window
 from tests import fleets
 from tests.brokers import wait_until
 from tests.browsers import Browser
@@ -88,11 +90,11 @@ class Plant:
     def server(self) -> HttpServer:
         return self.service.http
 
-    def tick(self, ticks: int = 1, *, sick: bool = False) -> None:
+    def tick(self, ticks: int = 1, *, sick: bool = False, who: str = SICK) -> None:
         for _ in range(ticks):
             for device, values in self.values.items():
                 row = values[self.at].copy()
-                row[1] += 60.0 if sick and device == SICK else 0.0
+                row[1] += 60.0 if sick and device == who else 0.0
                 body = {"id": device, "ts": fleets.START + self.at} | dict(
                     zip(fleets.CHANNELS, row.tolist(), strict=True)
                 )
@@ -116,7 +118,10 @@ class Plant:
 def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
     made = Plant(tmp_path_factory.mktemp("plant"))
     try:
-        made.tick(200)
+        made.tick(100)
+        made.caught_up()
+        made.tick(3, sick=True, who=WELL)
+        made.tick(97)
         made.caught_up()
         made.tick(5, sick=True)
         made.caught_up()
@@ -220,11 +225,17 @@ def urljoin(url: str) -> str:
     return "/" + "/".join(out)
 
 
+def points(line: str) -> list[tuple[float, float]]:
+    """Where a path of lines goes."""
+    return [(float(x), float(y)) for x, y in re.findall(r"([\d.-]+) ([\d.-]+)", line)]
+
+
 class TestDevicePage:
     def test_shows_values_band_score_and_why(self, plant: Plant) -> None:
         path = f"/devices/pump/{SICK}"
         text(plant.server, path)
         plant.tick(3, sick=True)
+        plant.caught_up()
         wait_until(lambda: '<path class="line"' in text(plant.server, path), 10)
         page = text(plant.server, path)
         message = re.findall(r'<p class="message">(.*?)</p>', page)[0]
@@ -233,11 +244,26 @@ class TestDevicePage:
         shares = [int(share) for share in re.findall(r"(\d+) %</td>", page)]
         assert len(shares) == 3
         assert 98 <= sum(shares) <= 102
-        assert page.count('<path class="line"') == 4, "score and three channels"
-        assert page.count('<path class="band"') == 3
-        assert '<path class="level"' in page
+        values = page.partition('id="values"')[2]
+        assert values.count('<path class="line"') == 4, "score and three channels"
+        assert values.count('<path class="band"') == 3
+        assert '<path class="level"' in values
+
+    def test_an_alert_is_seen_from_before_it_began_though_nobody_looked_then(self, plant: Plant) -> None:
+        page = text(plant.server, f"/devices/pump/{SICK}")
+        card = page.partition('<article class="card alert')[2].partition("</article>")[0]
+        since = float(re.findall(r'<path class="since" d="M([\d.]+) ', card)[0])
+        line = points(re.findall(r'<path class="line" d="(.*?)"', card)[0])
+        assert len([x for x, _ in line if x < since]) >= 50
+        assert len([x for x, _ in line if x >= since]) >= 5
+        before = max(y for x, y in line if x < since), min(y for x, y in line if x < since)
+        assert min(y for x, y in line if x >= since) < before[1], "60 above all that was before"
+        assert "flow about this alert" in card
+        values = re.findall(r'<path class="line" d="(.*?)"', page.partition('id="values"')[2])
+        assert all(len(points(line)) >= 64 for line in values)
 
     def test_the_first_look_has_the_last_values_at_once(self, plant: Plant) -> None:
+        wait_until(lambda: Key("pump", WELL) not in plant.service.page._details, 10)
         began = time.monotonic()
         page = text(plant.server, f"/devices/pump/{WELL}")
         assert time.monotonic() - began < 5
@@ -257,6 +283,13 @@ class TestDevicePage:
             plant.tick(60)
             plant.caught_up()
             wait_until(lambda: "resolved" in text(plant.server, f"/devices/pump/{SICK}"), 5)
+            past = text(plant.server, f"/devices/pump/{SICK}").partition('id="past"')[2]
+            row = past.partition("<tbody>")[2].partition("</tr>")[0]
+            line = points(re.findall(r'<path class="line" d="(.*?)"', row)[0])
+            since = float(re.findall(r'<path class="since" d="M([\d.]+) ', row)[0])
+            assert len([x for x, _ in line if x < since]) >= 50
+            assert len([x for x, _ in line if x >= since]) >= 15
+            assert '<path class="flags"' in row
         finally:
             plant.stop()
 
@@ -269,9 +302,12 @@ class TestEvents:
             first = event(stream)
             plant.tick(2)
             until = time.monotonic() + 10
-            while '<path class="line"' not in (now := event(stream)) and time.monotonic() < until:
+            last = f'<span class="last">{quantity(float(plant.values[WELL][plant.at - 1][1]))}</span>'
+            while last not in (now := event(stream)) and time.monotonic() < until:
                 pass
         assert "<h1>pump-9</h1>" in first
+        assert last not in first
+        assert last in now
         assert '<path class="line"' in now
 
     def test_too_many_listeners_are_told_to_come_later_and_make_room(self, plant: Plant) -> None:
@@ -343,6 +379,37 @@ class TestCommands:
             Command("shelve", "pump", SICK, 3600.0),
         ]
 
+    def test_a_device_without_an_alert_is_shelved_and_unshelved_and_said_to_be(self, plant: Plant) -> None:
+        path = f"/devices/pump/{WELL}"
+        assert "Unshelve" not in text(plant.server, path)
+        with closing(request(plant.server, f"{path}?do=shelve&for=28800", "POST", **OWN)) as response:
+            assert response.headers["location"] == "?did=shelve"
+        until = f"{datetime.fromtimestamp(plant.service.pipeline.profiles['pump'].book.shelved[WELL], UTC):%H:%M}"
+        page = text(plant.server, path)
+        assert re.search(rf"shelved until <time [^>]*data-brief>[-0-9 ]*{until}</time>", page)
+        overview = text(plant.server, "/?which=alerts")
+        assert WELL in links(overview), "what is shelved can be found"
+        assert re.search(rf"shelved until <time [^>]*data-brief>[-0-9 ]*{until}</time>", overview)
+        with closing(request(plant.server, f"{path}?do=shelve&for=0", "POST", **OWN)) as response:
+            assert response.headers["location"] == "?did=unshelve"
+        page = text(plant.server, f"{path}?did=unshelve")
+        assert "No longer shelved" in page
+        assert "shelved until" not in page
+        assert WELL not in links(text(plant.server, "/?which=alerts"))
+
+    @pytest.mark.parametrize(
+        ("verb", "said"),
+        [
+            ("acknowledge", "There is nothing to acknowledge any more."),
+            ("normal", "There is nothing to accept any more."),
+        ],
+    )
+    def test_a_button_for_an_alert_that_is_gone_says_so(self, plant: Plant, verb: str, said: str) -> None:
+        with closing(request(plant.server, f"/devices/pump/{WELL}?do={verb}", "POST", **OWN)) as response:
+            assert response.status == 409
+            assert said in response.read().decode()
+        assert Command(verb, "pump", WELL) not in commands_of(plant)  # type: ignore[arg-type]
+
     @pytest.mark.parametrize("query", ["", "?do=forget", "?do=shelve", "?do=shelve&for=1e9", "?do=normal&for=3600"])
     def test_what_no_button_says_is_400(self, plant: Plant, query: str) -> None:
         with closing(request(plant.server, f"/devices/pump/{SICK}{query}", "POST", **OWN)) as response:
@@ -374,12 +441,12 @@ class TestCommands:
         plant.caught_up()
         wait_until(lambda: SICK in text(plant.server, "/"), 5)
         plant.disk.full = True
-        with closing(request(plant.server, f"/devices/pump/{SICK}?do=acknowledge", "POST", **OWN)) as response:
+        with closing(request(plant.server, f"/devices/pump/{SICK}?do=shelve&for=3600", "POST", **OWN)) as response:
             assert response.status == 503
             assert "disk" in response.read().decode()
         plant.disk.full = False
         plant.stop()
-        assert commands_of(plant) == [Command("acknowledge", "pump", SICK)]
+        assert commands_of(plant) == [Command("shelve", "pump", SICK, 3600.0)]
 
     def test_a_flood_is_limited_with_those_of_the_broker(self, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("sentinel.service.COMMANDS_A_SECOND", 0)
@@ -533,6 +600,44 @@ class TestWindow:
         assert len(ticks) == MOST_TICKS
         assert ticks[-1].values.tolist() == values[-1].tolist()
 
+    def test_what_is_kept_of_alerts_is_bounded_and_goes_with_the_list(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("sentinel.window.MOST_HISTORY", 100)
+        devices = MOST_BEGUN + 10
+        pipeline, page, window = parts(devices)
+        stream = pipeline.profiles["pump"]
+        ids, values = list(stream.table.slot_of), fleets.healthy(2 * MOST_TICKS, 0)
+
+        def tick(at: int) -> None:
+            time = 1.7e9 + at
+            block = np.repeat(values[at : at + 1], devices, axis=0)
+            outcome, _ = stream.absorb(fleets.readings(ids, np.full(devices, time), block), time)
+            window.took_looks("pump", outcome.looks)
+
+        def alarm(at: int, seen: dict[Any, Any]) -> None:
+            for device in ids:
+                window.took_alerts(stream.book.tick(device, 1.7e9 + at, 1.7e9 + at, seen, 0)[0])
+
+        for at in range(KEPT + 20):
+            tick(at)
+        flow = ChannelView("flow", "m3/h", 20.0, None, None, None, 1.0)
+        alarm(KEPT + 19, {"rate": lambda: Evidence(None, None, (flow,))})
+        for at in range(KEPT + 20, 2 * MOST_TICKS):
+            tick(at)
+        for at in range(stream.spec.quiet_ticks):
+            alarm(2 * MOST_TICKS - 1 + at, {})
+        window.tell()
+        history, courses = page._alerts.history, page._alerts.courses
+        assert len(courses) == len(history) == 100
+        seen = {alert.device: courses[alert.id] for alert in history}
+        before, last = ([1.7e9 + first + at for at in range(KEPT)] for first in (20, 2 * MOST_TICKS - KEPT))
+        watched = seen[ids[MOST_WATCHED - 1]]
+        assert watched.time.tolist() == [1.7e9 + 20 + at for at in range(MOST_TICKS)]
+        np.testing.assert_allclose(watched.values, values[20 : 20 + MOST_TICKS, 1], rtol=1e-6)
+        assert seen[ids[MOST_BEGUN - 1]].time.tolist() == before + last
+        assert seen[ids[-1]].time.tolist() == last
+        assert sum(part.nbytes for c in courses.values() for part in (c.time, c.values, c.low, c.high)) <= 100 * 4800
+        assert not window._begun
+
     def test_a_forgotten_device_is_let_go(self) -> None:
         pipeline, page, window = parts(2)
         stream = pipeline.profiles["pump"]
@@ -620,7 +725,11 @@ class TestInABrowser:
     @pytest.mark.parametrize("scheme", ["light", "dark"])
     @pytest.mark.parametrize("width", [1280, 360])
     def test_everybody_can_use_it(self, width: int, scheme: str) -> None:
-        for path in ("/", f"/devices/pump/{SICK}"):
+        assert '<figure class="course">' in text(self.plant.server, f"/devices/pump/{SICK}").partition('id="past"')[0]
+        assert '<figure class="course">' in text(self.plant.server, f"/devices/pump/{WELL}").partition('id="past"')[2]
+        with closing(request(self.plant.server, f"/devices/pump/{WELL}?do=shelve&for=3600", "POST", **OWN)):
+            pass
+        for path in ("/", f"/devices/pump/{SICK}", f"/devices/pump/{WELL}"):
             self.open(path, width=width, scheme=scheme)
             assert self.browser.post("/execute/async", {"script": CHECK, "args": []}) == []
             assert self.browser.run("return document.documentElement.scrollWidth") <= width
@@ -665,6 +774,18 @@ class TestInABrowser:
         wait_until(lambda: self.browser.run(rows) == [WELL, SICK], 10)
         assert self.browser.run("return [window.same, document.getElementById('q').value]") == [True, "pump"]
         assert self.browser.run("return location.search") == "?q=pump&sort=device&down=0"
+
+    def test_a_time_to_the_minute_is_told_by_the_clock_of_who_reads(self) -> None:
+        with closing(request(self.plant.server, f"/devices/pump/{WELL}?do=shelve&for=604800", "POST", **OWN)):
+            pass
+        self.cdp("Emulation.setTimezoneOverride", timezoneId="Asia/Tokyo")
+        self.cdp("Emulation.setLocaleOverride", locale="de-DE")
+        self.open(f"/devices/pump/{WELL}")
+        told = self.browser.run("return document.querySelector('time[data-brief]').textContent")
+        until = datetime.fromtimestamp(self.plant.service.pipeline.profiles["pump"].book.shelved[WELL], UTC)
+        assert told == f"{until + timedelta(hours=9):%d.%m.%y, %H:%M}"
+        self.cdp("Emulation.setTimezoneOverride", timezoneId="")
+        self.cdp("Emulation.setLocaleOverride")
 
     def test_a_button_does_what_it_says(self) -> None:
         self.open(f"/devices/pump/{SICK}")

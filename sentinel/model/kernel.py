@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sentinel.model.features import DAY, EWMA_RATE
+from sentinel.model.scale import ProfileScale
 from sentinel.model.slabs import FIELDS, RING, Layout, Slabs
 
 P = ParamSpec("P")
@@ -21,6 +22,10 @@ F8 = npt.NDArray[np.float64]
 I8 = npt.NDArray[np.int64]
 Scalar = Any  # a float of either width
 
+SIGMAS = 3.0  # from what was expected to the edge of its band
+SINH_LIMIT = np.float32(14.0)  # of what is brought back to the device's linear scale
+EXP_LIMIT = np.exp(SINH_LIMIT)
+_ONE, _HALF = np.float32(1.0), np.float32(0.5)
 LIMIT = 1e6  # scaled values are clipped here; keeps float32 arithmetic finite
 QUANTUM = 1638.0  # errors are kept as int16 at 1/1638: the clip of ±20 fits, and window sums stay exact
 ERROR_LIMIT = 20.0
@@ -196,6 +201,32 @@ class Judgement(NamedTuple):
     precision: F4
     most: F4
     values_only: bool
+
+
+class Band(NamedTuple):
+    """From forecasts to the band of what was expected, in the channels' units.
+
+    Attributes:
+        columns: of the F channels that are forecast, in ticks, (F,).
+        reach: exp of what lies between a forecast and the edges, by network, (…, F).
+        location, spread, counter: see `ProfileScale`, (F,).
+    """
+
+    columns: I8
+    reach: F4
+    location: F8
+    spread: F8
+    counter: npt.NDArray[np.bool_]
+
+    @staticmethod
+    def of(scale: ProfileScale, sigma: F4, columns: I8) -> "Band":
+        """Of a detector's scale and sigmas."""
+        return Band(columns, np.exp(np.float32(SIGMAS) * sigma), scale.location, scale.spread, scale.counter)
+
+
+NO_BAND = Band(
+    np.zeros(0, np.int64), np.zeros((1, 0), np.float32), np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.bool_)
+)
 
 
 class Verdicts(NamedTuple):
@@ -917,3 +948,52 @@ def inputs_of(
                 visits,
                 out[t, k],
             )
+
+
+@compiled
+def remember(
+    rows: F4,
+    taken: I8,
+    kept: int,
+    slots: I8,
+    time: F4,
+    values: F8,
+    last: F8,
+    band: Band,
+    score: F4,
+    forecast: F4,
+    location: F4,
+    spread: F4,
+    network: I8,
+) -> None:
+    """Write one tick of each of B devices to their rings of `kept` rows: time, score; values, lower and upper edges.
+
+    Args:
+        rows: (N kept, 3 + 3 F), the time as the two halves of a float64.
+        taken: ticks that each device's ring was given, (N,); devices beyond have none.
+        time: (2 B,), such halves.
+        values: in the channels' units, (B, F).
+        last: the tick before, of all devices, (…, F).
+        score, forecast, location, spread, network: see `Scored`.
+    """
+    f = values.shape[1]
+    for i in range(len(slots)):
+        slot = slots[i]
+        if slot >= len(taken):
+            continue
+        row = rows[slot * kept + taken[slot] % kept]
+        taken[slot] += 1
+        row[0], row[1], row[2] = time[2 * i], time[2 * i + 1], score[i]
+        for j in range(f):
+            row[3 + j] = values[i, j]
+            row[3 + f + j] = row[3 + 2 * f + j] = np.nan
+        for k in range(len(band.columns)):
+            if math.isnan(forecast[i, k]):
+                continue
+            j, reach = band.columns[k], band.reach[network[i], k]
+            begun = band.location[k] + (last[slot, j] if band.counter[k] else 0.0)
+            middle = math.exp(min(max(forecast[i, k], -SINH_LIMIT), SINH_LIMIT))
+            low, high = max(middle / reach, _ONE / EXP_LIMIT), min(middle * reach, EXP_LIMIT)
+            low, high = _HALF * (low - _ONE / low), _HALF * (high - _ONE / high)  # sinh
+            row[3 + f + j] = (low * spread[i, k] + location[i, k]) * band.spread[k] + begun
+            row[3 + 2 * f + j] = (high * spread[i, k] + location[i, k]) * band.spread[k] + begun

@@ -326,7 +326,11 @@ def warm() -> None:
     slabs = Slabs(detector.layout, torch.device("cpu"), 2)
     scorer = Scorer(detector, {}, 1 / calibrate.WEEK, None)
     scorer.begin(slabs, np.array([1]))
-    scorer.observe(slabs, np.array([1]), one[None], one, one, one > 0)
+    it = scorer.observe(slabs, np.array([1]), one[None], one, one, one > 0)
+    band = kernel.Band.of(detector.scale, forecaster.sigma[:, 0].numpy(), np.array([0]))
+    rows, taken, forecasts = np.zeros((2, 6), np.float32), np.array([0, 0]), (it.forecast, it.location, it.spread)
+    args = one.view(np.float32), one[None], np.zeros((2, 1)), band, it.score, *forecasts, it.network
+    kernel.remember(rows, taken, 1, np.array([1]), *args)
 
 
 # --- weights -----------------------------------------------------------------------------------------------------

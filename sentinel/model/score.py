@@ -17,7 +17,7 @@ from sentinel.model.scale import ProfileScale
 from sentinel.model.slabs import Array, Layout, Slabs
 from sentinel.records import Bools, Channel, Floats, Ints, ModelSpec
 
-BAND = 3.0  # sigmas
+BAND = kernel.SIGMAS
 ACCEPTED_ROOM = 1.1
 SATURATED = 8.0  # |c| of a cell beyond which its output gate sees ±1 whatever comes
 

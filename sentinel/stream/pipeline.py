@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sentinel.model import kernel
 from sentinel.model.carry import carry
 from sentinel.model.explain import Explanation, explain
 from sentinel.model.learn import PLACED_ON, Place, Series, anew
@@ -47,6 +48,7 @@ from sentinel.stream.alerts import FLEET, AlertBook, Episode, Evidence
 from sentinel.stream.align import Aligner, Batch, waves
 from sentinel.stream.decode import Decoded, Decoder, Edges, measures
 from sentinel.stream.devices import DeviceTable
+from sentinel.stream.recent import Recent
 from sentinel.stream.rules import RULES, Broken, Rules
 
 SILENCE_LEAST = 300.0  # seconds; with `silence_after = "auto"` no device is silent sooner
@@ -166,8 +168,10 @@ class ProfileStream:
         self.slabs: Slabs | None = None
         self.listening_since = 0.0  # receive time since which nothing that is published is missed; inf: not listening
         self.keep_ticks = False  # whether outcomes hold their ticks; a daemon has no use for them
+        self.recent: Recent | None = None  # what people may want to see; a daemon's alone
         self._given: Mapping[str, Channel] = {channel.name: channel for channel in spec.channels or ()}
         self._columns: Ints = np.zeros(0, dtype=np.int64)
+        self._band: kernel.Band | None = None  # what the detector expects, in the channels' units
         self._learned: dict[str, int] = {}  # devices that the model was learned from, and their row in `_memory`
         self._memory: Memory | None = None
 
@@ -290,6 +294,7 @@ class ProfileStream:
         self.scorer = self._scorer(detector)
         self.slabs = Slabs(self.scorer.layout, self.scorer.device, self.table.capacity)
         self._columns = np.array([self.channels.index(name) for name in detector.channels], dtype=np.int64)
+        self._band = kernel.Band.of(detector.scale, detector.forecaster.sigma[:, 0].numpy(), self._columns)
         self.scorer.begin(self.slabs, np.arange(self.table.capacity))
         self._learned = {device: at for at, device in enumerate(devices)}
         self._memory = memory
@@ -481,6 +486,8 @@ class ProfileStream:
         self.edges.forget(self.table.ids[slot])
         if self.aligner is not None:
             self.aligner.drop(slot)
+        if self.recent is not None:
+            self.recent.forget(slot)
         self.table.forget(slot)
         return out
 
@@ -552,9 +559,16 @@ class ProfileStream:
         broken = self.rules.judge(batch, np.where(first | table.paused[slots], np.nan, dt), table, self.channels)
         table.paused[slots] = table.offline[slots]  # what waited for its window may come after the death
         scored = self._observe(batch, dt, first, out)
+        told = len(out.transitions)
         self._judge(batch, scored, broken, now, out)
         if (watched := np.flatnonzero(table.watched[slots])).size:
             out.looks += self._looks(batch.rows(watched), scored.rows(watched) if scored is not None else None)
+        if self.recent is not None:
+            self.recent.take(slots, batch.time, batch.values, table.last, scored, self._band)
+            for at, moved in enumerate(out.transitions[told:], told):
+                if moved.alert.seq == 0 or moved.alert.state == "resolved":
+                    slot = table.slot_of[moved.alert.device]
+                    out.transitions[at] = replace(moved, recent=self.recent.of(slot))
         previous = table.last[slots] if self.keep_ticks else _NOTHING
         table.advance(slots, batch.time, batch.values, dt)
         if scored is not None:

@@ -4,6 +4,6 @@ It is shown immutable views and asks for what it needs; it answers from the HTTP
 """
 
 from sentinel.adapters.page.routes import Ask, Page
-from sentinel.adapters.page.views import Alerts, Detail, Fleet, Key, ProfileRows, Tick
+from sentinel.adapters.page.views import Alerts, Course, Detail, Fleet, Key, ProfileRows, Tick, Values
 
-__all__ = ["Alerts", "Ask", "Detail", "Fleet", "Key", "Page", "ProfileRows", "Tick"]
+__all__ = ["Alerts", "Ask", "Course", "Detail", "Fleet", "Key", "Page", "ProfileRows", "Tick", "Values"]

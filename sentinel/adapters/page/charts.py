@@ -18,6 +18,7 @@ class Chart:
     """Attributes:
     line, band, flags: values of `d`; flags mark where something was anomalous.
     level: height of the threshold, None: none.
+    since: where something began, None: nothing did.
     low, high: what the lower and the upper edge stand for.
     """
 
@@ -25,21 +26,31 @@ class Chart:
     band: str
     flags: str
     level: float | None
+    since: float | None
     low: float
     high: float
 
 
-def draw(time: Floats, values: Floats, low: Floats, high: Floats, flagged: Bools, level: float | None = None) -> Chart:
+def draw(
+    time: Floats,
+    values: Floats,
+    low: Floats,
+    high: Floats,
+    flagged: Bools,
+    level: float | None = None,
+    since: float | None = None,
+) -> Chart:
     """Draw T ticks, (T,) each; NaN: nothing there. Where the band is far wider than usual it runs out of sight.
 
     Args:
         level: a threshold that must be in sight.
+        since: a time to be marked, where it is in sight.
     """
     shown = np.concatenate([values, [] if level is None else [0.0, 1.2 * level]])
     seen, edges = shown[np.isfinite(shown)], np.concatenate([low, high])
     edges = np.concatenate([seen, edges[np.isfinite(edges)]])
     if not np.isfinite(values).any():
-        return Chart("", "", "", None, 0.0, 1.0)
+        return Chart("", "", "", None, None, 0.0, 1.0)
     least, most = float(seen.min()), float(seen.max())
     width = (high - low)[np.isfinite(high - low)]
     usual = float(np.median(width)) if len(width) else 0.0
@@ -59,6 +70,7 @@ def draw(time: Floats, values: Floats, low: Floats, high: Floats, flagged: Bools
         band=_band(x, y(high), y(low)),
         flags="".join(marks),
         level=None if level is None else float(y(np.array([level]))[0]),
+        since=None if since is None or not time[0] < since <= time[-1] else (since - float(time[0])) / span * WIDTH,
         low=least,
         high=most,
     )

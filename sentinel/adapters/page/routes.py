@@ -11,7 +11,9 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.resources import files
+from itertools import islice
 from typing import Any, cast, get_args
 from urllib.parse import quote, unquote, urlencode
 
@@ -22,20 +24,22 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from sentinel import __version__
-from sentinel.adapters.page.charts import HEIGHT, WIDTH, draw
+from sentinel.adapters.page.charts import HEIGHT, WIDTH, Chart, draw
 from sentinel.adapters.page.views import (
     MOST_QUERY,
     Alerts,
+    Course,
     Detail,
     Fleet,
     Key,
     Question,
     Sort,
+    Values,
     Which,
     ask,
     row_of,
 )
-from sentinel.records import Alert, Command, CommandFate, CommandVerb
+from sentinel.records import Alert, Command, CommandFate, CommandVerb, Floats
 
 MOST_STREAMS = 24  # at a time; more are told to come again later
 STREAM_SECONDS = 15.0  # then the browser asks anew: a connection ends before the server cuts it
@@ -47,7 +51,14 @@ FIRST_LOOK = 0.4  # seconds that the first page of a device waits for its detail
 COMMAND_SECONDS = 5.0  # that the reactor has to take a command
 MOST_HISTORY = 50  # alerts of a device
 SHELVES = ((3600.0, "1 h"), (8 * 3600.0, "8 h"), (86400.0, "1 day"), (7 * 86400.0, "7 days"))
-DONE = {"acknowledge": "Acknowledged.", "shelve": "Shelved.", "normal": "Accepted as normal."}
+VERBS: tuple[CommandVerb, ...] = ("acknowledge", "shelve", "normal")
+DONE = {
+    "acknowledge": "Acknowledged.",
+    "shelve": "Shelved.",
+    "unshelve": "No longer shelved: what is still wrong fires.",
+    "normal": "Accepted as normal.",
+}
+NOTHING = {"acknowledge": "There is nothing to acknowledge any more.", "normal": "There is nothing to accept any more."}
 REFUSED: dict[str, tuple[int, str]] = {
     "rate_limited": (429, "Too many commands at once. Try again in a second."),
     "unknown_device": (404, "This device is not known any more."),
@@ -114,7 +125,7 @@ class Page:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.filters |= dict(words) | {"moment": _moment, "iso": _iso, "place": _place}
+        self._templates.filters |= dict(words) | {"moment": _moment, "iso": _iso, "place": _place, "course": _course}
         self._templates.globals |= {"version": __version__, "width": WIDTH, "height": HEIGHT, "shelves": SHELVES}
 
     @property
@@ -183,7 +194,9 @@ class Page:
     def _fleet_view(self, question: Question, root: str) -> dict[str, Any]:
         fleet, alerts = self._fleet, self._alerts
         _, reasons = self._ready()
-        states = Counter(alert.state for alert in alerts.worst.values() if not _is_place(alert))
+        states = Counter(alert.state for key, alert in alerts.worst.items() if key in fleet.row_of)
+        calm = sum(key in fleet.row_of and key not in alerts.worst for key in alerts.shelved)
+        states.update({"shelved": calm} if calm else {})
         return {
             "root": root,
             "now": fleet.now,
@@ -236,7 +249,9 @@ class Page:
     def _device_view(self, key: Key, root: str, told: str = "", error: str = "") -> dict[str, Any]:
         fleet, alerts, detail = self._fleet, self._alerts, self._details.get(key)
         open_: Sequence[Alert] = alerts.open.get(key, ()) if detail is None else detail.alerts
-        past = [a for a in reversed(alerts.history) if a.profile == key.profile and a.device == key.device]
+        own = (a for a in reversed(alerts.history) if a.profile == key.profile and a.device == key.device)
+        past = list(islice((a for a in own if a.state == "resolved"), MOST_HISTORY))
+        courses: Mapping[str, Course] = {} if detail is None else detail.courses
         profile = next(rows for rows in fleet.profiles if rows.name == key.profile)
         _, reasons = self._ready()
         return {
@@ -246,7 +261,12 @@ class Page:
             "row": row_of(fleet, alerts, fleet.row_of[key]),
             "status": profile.status,
             "open": open_,
-            "past": [a for a in past if a.state == "resolved"][:MOST_HISTORY],
+            "past": past,
+            "courses": {
+                alert.id: course
+                for alert in (*open_, *past)
+                if (course := courses.get(alert.id) or alerts.courses.get(alert.id)) is not None
+            },
             "detail": detail,
             "charts": [] if detail is None else _charts(detail),
             "commands": self._commands,
@@ -268,12 +288,13 @@ class Page:
     async def _command(self, request: Request) -> Response:
         key, root = self._key_of(request)
         verb = request.query_params.get("do", "")
-        seconds = {f"{given:.0f}": given for given, _ in SHELVES}.get(request.query_params.get("for", ""), 0.0)
-        if verb not in DONE or (verb == "shelve") != (seconds > 0):
+        offered = {"0": 0.0} | {f"{given:.0f}": given for given, _ in SHELVES}
+        seconds = offered.get(request.query_params.get("for", ""))
+        if verb not in VERBS or (verb == "shelve") != (seconds is not None):
             return Response("no such command\n", 400, HEADERS, "text/plain")
         if not self._known(key):
             return self._html("unknown.html", {"root": root, "key": key}, 404)
-        asked = Ask(Command(cast("CommandVerb", verb), key.profile, key.device, seconds))
+        asked = Ask(Command(verb, key.profile, key.device, seconds or 0.0))
         self._look(key)
         self._asks.append(asked)
         self._wake()
@@ -286,8 +307,10 @@ class Page:
             )
         else:
             if fate == "accepted":
-                return RedirectResponse(f"?did={verb}", 303, HEADERS)  # so that nothing is sent again by a reload
-            status, error = REFUSED.get(fate, (409, f"Refused: {fate}."))
+                done = "unshelve" if seconds == 0 else verb
+                return RedirectResponse(f"?did={done}", 303, HEADERS)  # so that nothing is sent again by a reload
+            refused = REFUSED | {"no_alert": (409, NOTHING.get(verb, ""))}
+            status, error = refused.get(fate, (409, f"Refused: {fate}."))
         if not self._known(key):
             return self._html("unknown.html", {"root": root, "key": key}, 404)
         return self._html("device.html", self._device_view(key, root, error=error), status)
@@ -361,7 +384,14 @@ def _charts(detail: Detail) -> list[dict[str, Any]]:
     return out
 
 
-def _padded(row: np.ndarray[Any, np.dtype[np.float64]], width: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+@lru_cache(maxsize=256)
+def _course(course: Course) -> Chart:
+    """An alert's chart; of one that is resolved it stays the same."""
+    values, low, high = (part.astype(np.float64) for part in (course.values, course.low, course.high))
+    return draw(course.time, values, low, high, (values < low) | (values > high), since=course.since)
+
+
+def _padded(row: Values, width: int) -> Floats:
     """A tick from before the profile had learned its newest channels is shorter."""
     return np.concatenate([row, np.full(width - len(row), np.nan)])
 
@@ -431,10 +461,10 @@ def _iso(seconds: float) -> str:
         return ""
 
 
-def _moment(seconds: float, now: float) -> str:
-    """A time for people, in UTC; the date only where it is another than that of `now`."""
+def _moment(seconds: float, now: float, *, brief: bool = False) -> str:
+    """A time for people, in UTC; the date only where it is another than that of `now`; `brief`: to the minute."""
     try:
         then, today = (datetime.fromtimestamp(each, UTC) for each in (seconds, now))
     except (ValueError, OverflowError, OSError):
         return f"{seconds:g}"
-    return f"{then:%H:%M:%S}" if then.date() == today.date() else f"{then:%Y-%m-%d %H:%M}"
+    return f"{then:{'%H:%M' if brief else '%H:%M:%S'}}" if then.date() == today.date() else f"{then:%Y-%m-%d %H:%M}"

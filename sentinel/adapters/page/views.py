@@ -1,4 +1,4 @@
-"""What the page is shown, as of one moment; nobody modifies it afterwards. Axes: N devices, F channels."""
+"""What the page is shown, as of one moment; nobody modifies it afterwards. Axes: N devices, T ticks, F channels."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sentinel.records import DEVICE_STATES, Alert, DeviceState, Floats, Ints
+
+Values = npt.NDArray[np.float32 | np.float64]
 
 
 class Key(NamedTuple):
@@ -82,10 +84,14 @@ class Alerts:
     """Attributes:
     open: alerts that are not resolved, by device.
     history: the newest transition of each alert, the oldest first.
+    courses: of resolved alerts, by id.
+    shelved: until when devices are.
     """
 
     open: Mapping[Key, tuple[Alert, ...]] = field(default_factory=dict)
     history: Sequence[Alert] = ()
+    courses: Mapping[str, Course] = field(default_factory=dict)
+    shelved: Mapping[Key, float] = field(default_factory=dict)
 
     @cached_property
     def worst(self) -> dict[Key, Alert]:
@@ -103,9 +109,28 @@ class Tick:
 
     time: float
     score: float
-    values: Floats
-    low: Floats
-    high: Floats
+    values: Values
+    low: Values
+    high: Values
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Course:
+    """How an alert went: its first T ticks and those before it, of the channel that it names first.
+
+    Attributes:
+        since: event time at which it began.
+        time: (T,).
+        values, low, high: in `unit`, (T,), NaN where there is nothing.
+    """
+
+    name: str
+    unit: str
+    since: float
+    time: Floats
+    values: npt.NDArray[np.float32]
+    low: npt.NDArray[np.float32]
+    high: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +140,16 @@ class Detail:
     Attributes:
         channels: name and unit of each of the F channels.
         last: last value of each channel, (F,), whether or not its tick is among `ticks`.
-        ticks: the newest ticks, since somebody looked or an alert was open.
+        ticks: the newest ticks.
         alerts: open, as they are now, the most urgent first.
+        courses: of these, by id.
     """
 
     channels: Sequence[tuple[str, str]]
     last: Floats
     ticks: Sequence[Tick]
     alerts: Sequence[Alert]
+    courses: Mapping[str, Course] = field(default_factory=dict)
 
 
 Which = Literal["all", "alerts", "learning", "silent"]
@@ -130,18 +157,25 @@ Sort = Literal["urgency", "device", "profile", "state", "score", "seen"]
 PAGE = 50  # devices
 MOST_QUERY = 200  # characters
 _DIGITS = re.compile(r"(\d+)")
+_SHELVED = 0.5  # a device that nothing is wrong with
 _URGENCY = {"shelved": 1, "pending": 2, "acknowledged": 3, "firing": 4}
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One device of the overview."""
+    """One device of the overview.
+
+    Attributes:
+        alert: the most urgent that is open.
+        shelved: until when the device is; None: it is not.
+    """
 
     key: Key
     state: DeviceState
     score: float
     last_seen: float
     alert: Alert | None
+    shelved: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +213,7 @@ def ask(fleet: Fleet, alerts: Alerts, question: Question) -> Answer:
     """Choose, sort and cut; costs one pass over the devices."""
     n = len(fleet.device)
     urgency = np.zeros(n)
+    urgency[[fleet.row_of[key] for key in alerts.shelved if key in fleet.row_of]] = _SHELVED
     for key, alert in alerts.worst.items():
         if (row := fleet.row_of.get(key)) is not None:
             urgency[row] = _urgency(alert)
@@ -203,7 +238,8 @@ def row_of(fleet: Fleet, alerts: Alerts, row: int) -> Row:
     """One device of the fleet."""
     key = Key(fleet.profile[row], fleet.device[row])
     state = DEVICE_STATES[fleet.state[row]]
-    return Row(key, state, float(fleet.score[row]), float(fleet.last_seen[row]), alerts.worst.get(key))
+    score, seen = float(fleet.score[row]), float(fleet.last_seen[row])
+    return Row(key, state, score, seen, alerts.worst.get(key), alerts.shelved.get(key))
 
 
 def _urgency(alert: Alert) -> float:

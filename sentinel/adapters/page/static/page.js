@@ -12,7 +12,8 @@ function localise(root) {
     time.title = at.toLocaleString();
     if (time.dataset.ago !== undefined) continue;
     const today = at.toDateString() === new Date().toDateString();
-    time.textContent = today ? at.toLocaleTimeString() : at.toLocaleString(undefined, { dateStyle: "short", timeStyle: "short" });
+    const clock = time.dataset.brief === undefined ? {} : { timeStyle: "short" };
+    time.textContent = today ? at.toLocaleTimeString(undefined, clock) : at.toLocaleString(undefined, { dateStyle: "short", timeStyle: "short" });
   }
 }
 
