@@ -415,15 +415,40 @@ def test_a_second_channel_with_a_large_share_is_named_too() -> None:
 @pytest.mark.parametrize(
     ("low", "high", "text"),
     [
-        (0.0, 20.0, "is out of its range 0 to 20"),
-        (None, 20.0, "is over its limit 20"),
-        (25.0, None, "is under its limit 25"),
+        (0.0, 20.0, "is out of its range 0 to 20 °C"),
+        (None, 20.0, "is over its limit 20 °C"),
+        (25.0, None, "is under its limit 25 °C"),
     ],
 )
 def test_a_broken_limit_is_said_as_it_was_given(low: float | None, high: float | None, text: str) -> None:
     view = ChannelView("heat", "°C", 21.0, None, low, high, 1.0)
     moved, _ = book().tick("p", 1.0, 1.0, {"range": lambda: Evidence(None, None, (view,))}, 0)
     assert moved[0].alert.message == f"p: heat 21 °C {text}"
+
+
+def test_a_broken_limit_is_told_with_the_worst_while_it_was_open() -> None:
+    alerts = book(quiet_ticks=1)
+
+    def tick(time: float, **values: float) -> list[str]:
+        limits = {"level": (None, 40.0), "heat": (0.0, 90.0)}
+        views = [ChannelView(name, "cm", v, None, *limits[name], 1 / len(values)) for name, v in values.items()]
+        found: dict[AlertKind, Callable[[], Evidence]] = {"range": lambda: Evidence(None, None, tuple(views))}
+        moved, _ = alerts.tick("p", time, time, found if values else {}, 0)
+        return [t.alert.message for t in moved]
+
+    assert tick(1.0, level=41.0) == ["p: level 41 cm is over its limit 40 cm"]
+    assert tick(2.0, level=47.0) == []
+    assert tick(3.0, level=43.0) == []
+    (still,) = alerts.alerts("p")
+    assert still.message == "p: level is over its limit 40 cm for 2 s, at worst 47 cm"
+    assert tick(4.0) == ["p: level was over its limit 40 cm for 2 s, at worst 47 cm; resolved"]
+    tick(5.0, heat=-30.0)
+    tick(6.0, heat=95.0, level=44.0)
+    tick(7.0, level=42.0)
+    assert [(view.name, view.value, view.share) for view in alerts.alerts("p")[0].channels] == [
+        ("level", 44.0, 0.5),
+        ("heat", -30.0, 0.5),
+    ]
 
 
 NOON = 1.7e9 - 1.7e9 % 86400 + 43200

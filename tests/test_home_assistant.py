@@ -238,7 +238,7 @@ def test_a_device_appears_with_two_entities_and_its_alert_is_a_problem_until_it_
     assert home.shows("hall/pump 7", "problem") == "ON"
     shown = home.attributes("hall/pump 7")
     assert (shown["alert"], shown["kind"], shown["severity"]) == ("firing", "range", "warning")
-    assert shown["message"] == "hall/pump 7: pressure 99 bar is out of its range 0 to 16"
+    assert shown["message"] == "hall/pump 7: pressure 99 bar is out of its range 0 to 16 bar"
     plant.say("acknowledge/pump/hall/pump 7")
     assert (home.shows("hall/pump 7", "problem"), home.attributes("hall/pump 7")["alert"]) == ("ON", "acknowledged")
     plant.say("shelve/pump/hall/pump 7")

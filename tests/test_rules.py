@@ -34,7 +34,7 @@ def test_a_value_outside_its_range_breaks_the_range_rule_and_names_the_channel()
     alert = to.book.retained("d")
     assert alert is not None
     assert (alert.channels[0].name, alert.channels[0].high) == ("pressure", 16)
-    assert alert.message == "d: pressure 17 bar is out of its range 0 to 16"
+    assert alert.message == "d: pressure 17 bar is out of its range 0 to 16 bar"
     assert feed(to, [(3, 5, 1, 1), (4, 5, 1, 1)]) == [("range", "resolved", 4)]
 
 

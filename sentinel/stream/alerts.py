@@ -325,7 +325,9 @@ class AlertBook:
         episode.ticks += 1
         episode.updated = episode.last = time
         seen = look()
-        if episode.score is None or (seen.score or 0.0) > episode.score:
+        if episode.kind == "range":
+            episode.channels = _worst(episode.channels, seen.channels)
+        elif episode.score is None or (seen.score or 0.0) > episode.score:
             episode.score, episode.p_value, episode.channels = seen.score, seen.p_value, seen.channels
         if episode.state == "pending" and episode.ticks >= self.spec.min_ticks:
             return [self._fire(device, episode, now, message)]
@@ -401,8 +403,13 @@ def words(alert: Alert, detail: str = "", timezone: str = "UTC") -> str:
         text = detail or {"gap": "readings were missing for longer than max_gap"}.get(alert.kind, alert.kind)
     elif alert.kind == "prediction":
         text = f"{_unusual(views[0])}{_span(alert, timezone)}{_shares(views)}"
+    elif alert.kind == "range":
+        worst = quantity(views[0].value, views[0].unit)
+        value, added = ("", f", at worst {worst}") if alert.ticks > 1 else (f" {worst}", "")
+        is_ = "was" if alert.state == "resolved" else "is"
+        text = f"{views[0].name}{value} {is_} {_limits(views[0])}{_span(alert, timezone)}{added}"
     else:
-        what = {"range": _beyond(views[0]), "rate": "changes too fast", "stuck": "is stuck"}.get(alert.kind, "")
+        what = {"rate": "changes too fast", "stuck": "is stuck"}.get(alert.kind, "")
         text = f"{views[0].name} {quantity(views[0].value, views[0].unit)} {what}{_span(alert, timezone)}"
     return f"{subject(alert)}: {text}"
 
@@ -449,12 +456,28 @@ def _unusual(view: ChannelView) -> str:
     return f"{view.name} {_HOW[view.how].format(by=by)}{over} ({now}{', ' if band else ''}{band})"
 
 
-def _beyond(view: ChannelView) -> str:
+def _limits(view: ChannelView) -> str:
     if view.high is None:
-        return f"is under its limit {quantity(view.low)}"
+        return f"under its limit {quantity(view.low, view.unit)}"
     if view.low is None:
-        return f"is over its limit {quantity(view.high)}"
-    return f"is out of its range {quantity(view.low)} to {quantity(view.high)}"
+        return f"over its limit {quantity(view.high, view.unit)}"
+    return f"out of its range {quantity(view.low)} to {quantity(view.high, view.unit)}"
+
+
+def _worst(before: Sequence[ChannelView], now: Sequence[ChannelView]) -> tuple[ChannelView, ...]:
+    """Each channel that was out of its limits, at its worst; those that are now come first."""
+    known = {view.name: view for view in before}
+    worst = [max(known.pop(view.name, view), view, key=_beyond) for view in now]
+    worst += known.values()
+    return tuple(replace(view, share=1 / len(worst)) for view in worst)
+
+
+def _beyond(view: ChannelView) -> float:
+    """How far a value is out of its limits."""
+    value = view.value or 0.0
+    return max(
+        value - (math.inf if view.high is None else view.high), (-math.inf if view.low is None else view.low) - value
+    )
 
 
 def _shares(views: Sequence[ChannelView]) -> str:
