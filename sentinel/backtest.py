@@ -172,8 +172,7 @@ class Result:
         """Seconds that each device was watched, (devices,); what was learned from and long gaps left out."""
         out = np.zeros(len(self.devices))
         for at, rows in _by_device(self.device, np.flatnonzero(~self.learned)):
-            gaps = np.diff(np.sort(self.time[rows]))
-            out[at] = gaps[gaps <= 64 * self.interval].sum()
+            out[at] = trainer.covered(self.time[rows], self.interval)
         return out
 
     def summary(self) -> dict[str, Any]:
@@ -526,6 +525,12 @@ class Backtest:
         return [
             Series(name, self.time[rows], self.values[rows][:, known]) for name, rows in zip(names, taken, strict=True)
         ]
+
+    def covered(self) -> float:
+        """Device-seconds that all rows cover, once something was learned; long gaps left out."""
+        assert self.stream.detector is not None
+        parts = _by_device(self.device, np.arange(len(self.device)))
+        return sum(trainer.covered(self.time[rows], self.stream.detector.interval) for _, rows in parts)
 
     def learn_all(self, plan: Plan) -> Learned:
         """Learn from all rows; the stream then runs what was learned."""

@@ -13,7 +13,7 @@ import structlog
 def configure_logs(stream: TextIO | None = None, *, level: int = logging.INFO) -> None:
     """Set up structlog and the standard library's logging, which other packages use, to write alike.
 
-    A terminal gets text, in colours unless NO_COLOR is set; anything else, systemd's journal included, gets JSON.
+    A terminal gets text, in colours unless NO_COLOR is set or it knows none; anything else, systemd's journal included, gets JSON.
     """
     stream = stream or sys.stderr
     shared: list[structlog.typing.Processor] = [
@@ -25,10 +25,8 @@ def configure_logs(stream: TextIO | None = None, *, level: int = logging.INFO) -
     if stream.isatty() and "JOURNAL_STREAM" not in os.environ:
         # Plain tracebacks: the default, with rich installed, prints local variables, and a local may be a secret.
         plain = structlog.dev.plain_traceback
-        render = [
-            _printable,
-            structlog.dev.ConsoleRenderer(colors=not os.environ.get("NO_COLOR"), exception_formatter=plain),
-        ]
+        colors = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        render = [_printable, structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
     else:
         render = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     structlog.configure(

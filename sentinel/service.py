@@ -208,10 +208,10 @@ class Service:
         """
         torch.set_num_threads(1)
         try:
+            self.http.start()  # first: an address that is taken is told before anything takes its time
             self.notifier.extend_timeout(COMPILING)
-            warm()
+            warm(partial(log.info, "compiling the arithmetic, once: up to 20 s"))
             self.restore()
-            self.http.start()
             self.start()
             gc.collect()
             gc.freeze()  # a full collection through all that start-up left would stop a turn for 0.2 s
@@ -699,7 +699,7 @@ class Service:
             metrics.devices(name, states)
             metrics.alerts_firing(name, firing)
             metrics.alert_budget(name, stream.spec.alert_budget)
-            metrics.learning(name, 1.0 if stream.detector is not None else self._learners[name].progress)
+            metrics.learning(name, 1.0 if stream.detector is not None else self._learners[name].gathered)
             slots = np.flatnonzero(stream.table.used)
             if stream.scorer is not None and stream.slabs is not None and len(slots):
                 sample = slots[:: max(len(slots) // 256, 1)]
@@ -930,6 +930,8 @@ class Service:
 
         Messages that are refused are heard: they are a reason, but a probe that fails for them would mend nothing.
         """
+        if not self._restored:
+            return False, ["starting: nothing is read yet"]
         reasons = []
         if not self.broker.subscribed:
             reasons.append(f"not subscribed: {self.broker.last_error or 'waiting for the broker'}")

@@ -23,9 +23,9 @@ from sentinel.adapters.models import load_model, model_path, save_model
 from sentinel.adapters.store import JournalReader, Turn, open_reader
 from sentinel.errors import DataError, ModelError, SentinelError
 from sentinel.model import archive
-from sentinel.model.learn import Learned, learn
+from sentinel.model.learn import Learned, anew, learn
 from sentinel.model.score import Detector
-from sentinel.records import Channel, Ints, ProfileSpec, Readings
+from sentinel.records import Channel, Floats, Ints, ProfileSpec, Readings
 from sentinel.stream.align import Batch
 from sentinel.stream.pipeline import ProfileStream, series_of
 
@@ -59,7 +59,7 @@ class Job:
         seed: of all randomness.
         champion: version to beat; None: there is none yet.
         declared: the user vouches that what is learned from is normal.
-        after: learn from what came after this position of the journal.
+        after, upto: learn from what came after this position of the journal, and up to that one; None: its end.
     """
 
     store: str
@@ -68,6 +68,7 @@ class Job:
     champion: str | None = None
     declared: bool = False
     after: int = 0
+    upto: int | None = None
 
     def dump(self) -> str:
         """As JSON."""
@@ -84,7 +85,7 @@ def run(job: Job, tell: Callable[[str, float], None]) -> dict[str, Any]:
     """Learn, catch up, save.
 
     Returns:
-        {"version", "position", "ticks", "loss_before", "loss"} or, where the champion stays, {"kept", "reason"}.
+        {"version", "position", "ticks", "device_seconds", "loss_before", "loss"} or, where the champion stays, {"kept", "reason"}.
 
     Raises:
         DataError: there is too little to learn from.
@@ -93,14 +94,21 @@ def run(job: Job, tell: Callable[[str, float], None]) -> dict[str, Any]:
     with open_reader(Path(job.store)) as journal:
         stream = ProfileStream(job.spec)
         stream.keep_ticks = True
-        count = journal.readings_count(job.spec.name, job.after)
-        position, batches = _read(journal, stream, job.after, max(count - MOST_READINGS, 0))
+        upto = journal.last() if job.upto is None else job.upto
+        count = journal.readings_count(job.spec.name, job.after) - journal.readings_count(job.spec.name, upto)
+        batches: list[Batch] = []
+        taken = 0
+        for part in _read(journal, stream, job.after, upto, max(count - MOST_READINGS, 0)):
+            batches += part
+            taken += sum(map(len, part))
+            tell("reading", min(taken / min(count, MOST_READINGS), 1.0))
+        position = upto
         series = series_of(batches, stream.table.ids, len(stream.channels))
         if job.declared and (most := max(map(len, series), default=0)) < LEAST_TICKS:
             raise DataError(
                 f"the journal in {job.store} holds {count} readings of profile {job.spec.name} to learn from, "
                 f"{most} ticks of one device at most, and {LEAST_TICKS} are needed: let `sentinel run` collect more, "
-                "give a longer --since, or train on recordings"
+                "give an earlier --since or a later --until, or train on recordings"
             )
         champion = load(models, job.spec.name, job.champion) if job.champion else None
         given = {channel.name: channel for channel in stream.spec.channels or ()}
@@ -121,14 +129,22 @@ def run(job: Job, tell: Callable[[str, float], None]) -> dict[str, Any]:
         stream.keep_ticks = False
         for attempt in range(CATCH_UPS):
             tell("catching up", attempt / CATCH_UPS)
-            began = position
-            position, _ = _read(journal, stream, position, 0)
+            began, position = position, journal.last()
+            for _ in _read(journal, stream, began, position):
+                pass
             if position - began < CAUGHT_UP:
                 break
         version = save(models, stream, learned.detector, position)
         ticks = sum(len(s) for s in series)
+        seconds = sum(covered(s.time, learned.detector.interval) for s in series)
         losses = {"loss_before": finite(before), "loss": finite(after)}
-        return {"version": version, "position": position, "ticks": ticks, **losses}
+        return {"version": version, "position": position, "ticks": ticks, "device_seconds": round(seconds, 1), **losses}
+
+
+def covered(times: Floats, interval: float) -> float:
+    """Seconds that one device's ticks cover, (T,) in any order; long gaps left out."""
+    steps = np.diff(np.sort(times))
+    return float(steps[~anew(steps, interval)].sum())
 
 
 def adopt(stream: ProfileStream, learned: Learned) -> None:
@@ -210,14 +226,11 @@ def take_over(live: ProfileStream, ready: ProfileStream) -> None:
     live.adopt(ready.detector, [ready.table.ids[slot] for slot in slots], ready.slabs.take(slots))
 
 
-def _read(journal: JournalReader, stream: ProfileStream, after: int, skip: int) -> tuple[int, list[Batch]]:
-    """Absorb a profile's readings after a position, but for the oldest `skip`; the new position, and their ticks."""
-    batches: list[Batch] = []
-    upto = journal.last()
+def _read(journal: JournalReader, stream: ProfileStream, after: int, upto: int, skip: int = 0) -> Iterator[list[Batch]]:
+    """Absorb a profile's readings between two positions, but for the oldest `skip`, part by part; the ticks of each."""
     for readings, now in merged(journal.read(after, upto, stream.spec.name), skip):
         outcome, _ = stream.absorb(readings, now)
-        batches += [ticks.batch for ticks in outcome.ticks]
-    return upto, batches
+        yield [ticks.batch for ticks in outcome.ticks]
 
 
 def merged(turns: Iterable[Turn], skip: int = 0) -> Iterator[tuple[Readings, float]]:

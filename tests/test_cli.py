@@ -27,14 +27,41 @@ from sentinel.commands import app as cli
 from sentinel.errors import ConfigError, DataError
 from sentinel.logs import configure_logs
 
+LOGIN = ["--username", "me", "--password-file", "secret", "--ca", "ca.pem"]
 COMMANDS = {
-    "run": ["--config", "s.toml", "--broker", "mqtt://h", "--topic", "a/{x}"],
+    "run": ["--config", "s.toml", "--broker", "mqtt://h", "--topic", "a/{x}", "--http-port", "0", *LOGIN],
     "demo": ["--for", "180", "--json", "d.json", "--seed", "7"],
-    "discover": ["--broker", "mqtt://h", "--for", "5", "--out", "s.toml"],
+    "discover": ["--broker", "mqtt://h", "--for", "5", "--out", "s.toml", *LOGIN],
     "train": ["a.csv", "b.csv", "--config", "s.toml", "--profile", "p", "--label-column", "l", "--seed", "1"],
     "backtest": ["a.csv", "--train", "b.csv", "--train", "c.csv", "--out", "o", "--json", "j", "--label-column", "l"],
-    "replay": ["a.csv", "--broker", "mqtt://h", "--topic", "a/{device}", "--rate", "5", "--qos", "0", "--device", "d"],
-    "simulate": ["--devices", "3", "--rate", "2", "--for", "9", "--out", "f.csv", "--seed", "1", "--faults"],
+    "replay": [
+        "a.csv",
+        "--broker",
+        "mqtt://h",
+        "--topic",
+        "a/{x}",
+        "--rate",
+        "5",
+        "--qos",
+        "0",
+        "--device",
+        "d",
+        *LOGIN,
+    ],
+    "simulate": [
+        "--devices",
+        "3",
+        "--rate",
+        "2",
+        "--for",
+        "9",
+        "--broker",
+        "mqtts://h",
+        "--seed",
+        "1",
+        "--faults",
+        *LOGIN,
+    ],
     "check-config": ["--config", "s.toml"],
     "health": ["--config", "s.toml"],
     "models": ["--config", "s.toml", "--json", "j"],
@@ -89,6 +116,11 @@ class TestProgram:
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1].strip() == "loaded:"
+
+    def test_the_daemon_loads_what_takes_seconds_after_it_said_that_it_starts(self) -> None:
+        code = "import sys; import sentinel.commands.run; print('loaded:', *{'torch', 'numba'} & set(sys.modules))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout == "loaded:\n"
 
     def test_a_good_configuration_ends_with_0(self, tmp_path: Path) -> None:
         (tmp_path / "s.toml").write_text('[profiles.pump]\ntopic = "plant/{device}"\n')
@@ -152,12 +184,21 @@ class TestCommands:
     def test_options_arrive_under_their_names(self, called: dict[str, dict[str, Any]]) -> None:
         for command, arguments in COMMANDS.items():
             assert CliRunner().invoke(cli.app, [command, *arguments]).exit_code == 0
-        assert called["run"] == {"config": Path("s.toml"), "broker": "mqtt://h", "topic": "a/{x}"}
+        login = {"username": "me", "password_file": Path("secret"), "ca": Path("ca.pem")}
+        assert called["run"] == {
+            "config": Path("s.toml"),
+            "broker": "mqtt://h",
+            "topic": "a/{x}",
+            "http_port": 0,
+            **login,
+        }
+        assert all(login.items() <= called[command].items() for command in ("discover", "replay", "simulate"))
         assert called["demo"] == {"seconds": 180.0, "json_file": Path("d.json"), "seed": 7}
         assert called["train"] == {
             "data": [Path("a.csv"), Path("b.csv")],
             "from_journal": False,
             "since": None,
+            "until": None,
             "config": Path("s.toml"),
             "profile": "p",
             "label_column": "l",
@@ -323,11 +364,21 @@ class TestLogs:
             assert stream.getvalue().count("Traceback") == 2
             assert password not in stream.getvalue()
 
-    def test_colours_unless_no_color_is_set(self, logs: Callable[..., None]) -> None:
+    def test_colours_unless_no_color_is_set(self, logs: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TERM", "xterm")
         stream = Terminal()
         logs(stream)
         structlog.get_logger().info("turn")
         assert "\x1b[" in stream.getvalue()
+
+    def test_a_terminal_that_knows_no_colours_gets_none(
+        self, logs: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stream = Terminal()
+        monkeypatch.setenv("TERM", "dumb")
+        logs(stream)
+        structlog.get_logger().info("turn")
+        assert "\x1b" not in stream.getvalue()
 
     def test_systemd_gets_json_even_on_a_terminal(
         self, logs: Callable[..., None], monkeypatch: pytest.MonkeyPatch

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
+from rich.console import Console
 
 from sentinel.commands import demo as command
 from sentinel.commands._parts import await_port, child, free_port
@@ -70,6 +71,28 @@ class TestBookKeeping:
         assert {key: written[key] for key in expected} == expected
         assert [fault["found"] for fault in written["faults"]] == [True, False]
         assert written["first_alert_after_seconds"] == 72.5
+
+    def test_without_a_live_view_it_says_how_far_each_profile_has_learned_at_each_stage_and_now_and_then(
+        self, scene: command.Scene, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def at(now: float, **stages: tuple[str, float]) -> None:
+            profiles = {name: {"stage": stage, "progress": share} for name, (stage, share) in stages.items()}
+            assert scene.take("status", {"profiles": profiles}, now) is None
+            monkeypatch.setattr("sentinel.commands.demo.time.time", lambda: now)
+            show(None)
+
+        with command._view(Console(), scene) as show:
+            at(1001.0, pump=("collecting", 0.1))
+            at(1002.0, pump=("collecting", 0.2))
+            at(1017.0, pump=("collecting", 0.5))
+            at(1018.0, pump=("scoring", 1.0), room=("fitting", 0.25))
+            scene.scoring_at = 1019.0
+            at(1050.0, pump=("scoring", 1.0), room=("scoring", 1.0))
+        assert capsys.readouterr().out.splitlines()[1:] == [
+            "   1.0 s  learning  pump collecting 10 %",
+            "  17.0 s  learning  pump collecting 50 %",
+            "  18.0 s  learning  pump scoring, room fitting 25 %",
+        ]
 
     def test_device_states_are_added_over_profiles(self) -> None:
         text = (

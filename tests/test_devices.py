@@ -277,7 +277,7 @@ class TestShow:
 class TestForget:
     def test_a_running_daemon_is_to_be_stopped_first(self, stopped: Plant) -> None:
         stopped.start()
-        with pytest.raises(StoreError, match=r"in use by process .*stop it"):
+        with pytest.raises(StoreError, match=r"in use by process .*stop it.* -t sentinel/command/forget/pump/d1 -n"):
             asked(stopped, "forget", "d1")
         stopped.stop()
         assert len(asked(stopped)["devices"]) == 3

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
 import subprocess
 import sys
 import threading
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,10 @@ from sentinel.commands.discover import discover
 from sentinel.commands.simulate import publish_fleets
 from sentinel.errors import DataError, Unavailable
 from sentinel.records import Message
-from sentinel.settings import MqttSettings, Settings, load_settings
+from sentinel.settings import MqttSettings, Settings, TlsSettings, load_settings
 from sentinel.simulate import PUMP, ROOM, Fleet
 from sentinel.stream.decode.decoder import Decoder
-from tests.brokers import Mosquitto, free_port, plain_client
+from tests.brokers import Mosquitto, free_port, plain_client, write_password
 from tests.edges import FLOAT, STRING, EdgeNode, metric, payload
 
 NOW = 1_780_000_000.0
@@ -532,13 +534,85 @@ class TestAgainstMosquitto:
 
     def test_a_broker_that_is_away_or_refuses_is_named(self, tmp_path: Path) -> None:
         port = free_port()
-        with pytest.raises(Unavailable, match=f"no MQTT broker at 127.0.0.1:{port}"):
-            discover(broker=f"127.0.0.1:{port}", seconds=1.0, out=None)
+        with pytest.raises(Unavailable, match=rf"127.0.0.1:{port}: .* nothing listens there: .* \(--broker\)"):
+            discover(broker=f"127.0.0.1:{port}", seconds=60.0, out=None)
         users = tmp_path / "users"
         users.write_text("")
         options = ("allow_anonymous false", f"password_file {users}")
         with (
             Mosquitto(tmp_path, options=options) as broker,
-            pytest.raises(Unavailable, match="refuses: Not authorized"),
+            pytest.raises(Unavailable, match=r"Not authorized; .* \(--username, --password-file\)"),
         ):
-            discover(broker=f"127.0.0.1:{broker.port}", seconds=1.0, out=None)
+            discover(broker=f"127.0.0.1:{broker.port}", seconds=60.0, out=None)
+
+    def test_what_takes_the_connection_and_says_nothing_is_told_at_once(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+
+            def hang_up() -> None:
+                server.accept()[0].close()
+
+            threading.Thread(target=hang_up).start()
+            port = server.getsockname()[1]
+            with pytest.raises(Unavailable, match=r"closed the connection without an answer .*--broker mqtts://"):
+                discover(broker=f"127.0.0.1:{port}", seconds=60.0, out=None)
+
+    @pytest.fixture
+    def guarded(self, tmp_path: Path) -> Iterator[Mosquitto]:
+        """A broker that lets in `me` with the password `geheim`, and `secret`, a file that holds it."""
+        write_password(tmp_path / "users", "me", "geheim")
+        (tmp_path / "secret").write_text("geheim\n")
+        with Mosquitto(tmp_path, options=("allow_anonymous false", f"password_file {tmp_path / 'users'}")) as broker:
+            publisher = MqttSettings(port=broker.port, username="me").with_password("geheim")
+            with Publisher(publisher) as running:
+                stop = threading.Event()
+
+                def publish() -> None:
+                    while not stop.wait(0.1):
+                        running.publish([("plant/p1/telemetry", b'{"a": 1.5}')])
+
+                thread = threading.Thread(target=publish)
+                thread.start()
+                yield broker
+                stop.set()
+                thread.join()
+
+    def test_a_user_with_a_file_that_holds_the_password_is_in_the_configuration(
+        self, guarded: Mosquitto, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sentinel.commands.discover._SAY_EVERY", 0.4)
+        broker, out = f"mqtt://127.0.0.1:{guarded.port}", tmp_path / "found.toml"
+        discover(broker, 1.0, out, username="me", password_file=tmp_path / "secret")
+        settings = load_settings(out)
+        assert (settings.mqtt.username, settings.mqtt.password()) == ("me", "geheim")
+        assert "geheim" not in out.read_text()
+        first, second, *_, last = capsys.readouterr().err.splitlines()
+        assert first == f"watching {broker} for 1 s; Ctrl-C ends it early with what was seen"
+        assert re.fullmatch(r"0 s: \d+ messages? on 1 topic", second)
+        assert last == f"wrote {out}; next: sentinel run --config {out}"
+        with pytest.raises(DataError, match="exists and is left as it is"):
+            discover(f"127.0.0.1:{free_port()}", 60.0, out)
+
+    def test_a_password_that_no_file_holds_is_asked_for_and_written_nowhere(
+        self, guarded: Mosquitto, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[str] = []
+
+        def ask(text: str) -> str:
+            asked.append(text)
+            return "geheim"
+
+        monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+        monkeypatch.setattr("sentinel.commands._broker.getpass", ask)
+        out = tmp_path / "found.toml"
+        discover(f"mqtt://me@127.0.0.1:{guarded.port}", 0.5, out)
+        assert asked == ["password of me at 127.0.0.1 (empty: none): "]
+        assert 'username = "me"\npassword_file = "mqtt.password"  # write' in out.read_text()
+        assert f"next: write the password into {tmp_path}/mqtt.password, mode 0600, then" in capsys.readouterr().err
+        assert "geheim" not in out.read_text()
+
+    def test_certificates_that_it_came_with_are_in_the_configuration(self) -> None:
+        found = tomllib.loads(propose(series(["a/1", "a/2"], {"x": 1.5}), MqttSettings(tls=TlsSettings())))
+        assert found["mqtt"]["tls"] == {}
+        given = MqttSettings(tls=TlsSettings(ca=Path("/ca.pem"), key=Path("/k")))
+        found = tomllib.loads(propose(series(["a/1", "a/2"], {"x": 1.5}), given))
+        assert found["mqtt"]["tls"] == {"ca": "/ca.pem", "key": "/k"}

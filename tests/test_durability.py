@@ -342,9 +342,11 @@ def started(folder: Path) -> subprocess.CompletedProcess[str]:
 
 def assert_refused(done: subprocess.CompletedProcess[str], remedy: str) -> None:
     assert done.returncode == 1, done.stderr
-    assert done.stderr.startswith("error: ")
-    assert len(done.stderr.splitlines()) == 1, "a reason and a remedy, no traceback"
-    assert remedy in done.stderr
+    starting, *told = done.stderr.splitlines()
+    assert json.loads(starting)["event"] == "starting"
+    assert len(told) == 1, "a reason and a remedy, no traceback"
+    assert told[0].startswith("error: ")
+    assert remedy in told[0]
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 import torch
 
 from sentinel.adapters.models import load_model, model_path, save_model
-from sentinel.model import archive
+from sentinel.model import archive, kernel
 from sentinel.model.score import Scorer
 from sentinel.model.slabs import Slabs
 from sentinel.records import Channel
@@ -44,6 +45,17 @@ def scores(path: Path) -> list[list[float]]:
         scored = scorer.observe(slabs, np.array([1]), x, np.ones(1), time, first)
         out.append([float(scored.score[0]), *scored.own[0].tolist()])
     return out
+
+
+def test_a_compilation_is_told_once_before_it_begins_and_none_is_not() -> None:
+    compiled: list[str] = []
+    once, again = numba.njit(lambda x: x + 1), numba.njit(lambda x: x + 2)
+    with kernel.first_compilation(lambda: compiled.append("now")):
+        assert (once(1), again(1)) == (2, 3)
+    assert compiled == ["now"]
+    with kernel.first_compilation(lambda: compiled.append("again")):
+        once(1)
+    assert compiled == ["now"]
 
 
 @pytest.mark.parametrize("declared", [False, True], ids=["live", "declared"])

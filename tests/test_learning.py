@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import orjson
 import pytest
+from structlog.testing import capture_logs
 
+from sentinel import trainer
 from sentinel.adapters.mqtt.memory import MemoryBroker
 from sentinel.adapters.store import Store
 from sentinel.service import Service
@@ -81,6 +83,52 @@ def test_a_fleet_is_learned_while_it_sends_and_every_device_then_scores(tmp_path
     assert restored.detector.version == version
     np.testing.assert_array_equal(restored.scores()[list(restored.table)], stream.scores()[list(stream.table)])
     again.shutdown()
+
+
+SLOW = """
+import sys, time
+sys.stdin.read()
+print('{"stage": "reading", "share": 0.5}', '{"stage": "fitting", "share": 0.25}', sep="\\n", flush=True)
+time.sleep(60)
+"""
+
+
+def test_while_it_learns_log_and_status_say_the_stage_and_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sentinel.toml").write_text(CONFIG)
+    monkeypatch.setattr(trainer, "ENTRY", SLOW)
+    broker, now = MemoryBroker(), fleets.START
+    settings = load_settings(tmp_path / "sentinel.toml")
+    service = Service(settings, broker=broker, store=Store(settings.store.path), clock=lambda: now, steady=lambda: now)
+    service.restore()
+    service.start()
+    told = broker.subscribe_from_outside("sentinel/status")
+    try:
+        with capture_logs() as log:
+            feed(broker, service, 0, 50)
+            now += 2
+            service.turn(0.0)
+            feed(broker, service, 50, 60)
+            deadline = time.monotonic() + 30
+            while service._learners["pump"].stage != "fitting":
+                assert time.monotonic() < deadline, log
+                now += 1.5
+                service.turn(0.01)
+            now += 31.0
+            service.turn(0.0)
+            service.turn(0.0)
+    finally:
+        service.shutdown()
+    said = [line for line in log if line["event"] in ("collecting", "learning")]
+    assert [(line["event"], line.get("stage"), line.get("share")) for line in said] == [
+        ("collecting", None, pytest.approx(0.5, abs=0.02)),
+        ("learning", None, None),
+        ("learning", "fitting", 0.25),
+        ("learning", "fitting", 0.25),
+    ]
+    shown = orjson.loads([d for d in told.got if b"fitting" in d.payload][-1].payload)["profiles"]["pump"]
+    assert (shown["stage"], shown["progress"], shown["training"]) == ("fitting", 0.25, True)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: the kernel ends the learner with its parent")

@@ -126,7 +126,10 @@ class Page(HTMLParser):
 class TestWords:
     def test_the_summary_is_said_in_a_sentence(self, tmp_path: Path) -> None:
         page = Page(written(tmp_path, made_up()))
-        assert "1 alert (1 prediction) on device pump-1 in 8 min of watching; 1 of 1 labelled events found" in page.text
+        assert (
+            "1 alert (1 prediction) on device pump-1 in 8 device-minutes of watching; 1 of 1 labelled events found"
+            in page.text
+        )
         assert "typically after 5 s" in page.text
 
     def test_a_plant_engineer_reads_how_often_what_was_found_how_fast_and_where(self, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -314,7 +315,13 @@ def test_without_a_reading_of_the_profile_it_says_what_to_do(tmp_path: Path) -> 
         (("backtest", "--from-journal", "--config", "c", "--profile", "p", "--train-rows", "9"), "no --train"),
         (("train", "--config", "c", "--profile", "p"), "give DATA or --from-journal"),
         (("train", "x.csv", "--since", "7d", "--config", "c", "--profile", "p"), "--since goes with --from-journal"),
+        (("train", "x.csv", "--until", "7d", "--config", "c", "--profile", "p"), "--until goes with --from-journal"),
         (("train", "--from-journal", "--since", "soon", "--config", "c", "--profile", "p"), "--since must be"),
+        (("train", "--from-journal", "--until", "2026-13-01", "--config", "c", "--profile", "p"), "--until must be"),
+        (
+            ("train", "--from-journal", "--since", "1h", "--until", "2h", "--config", "c", "--profile", "p"),
+            "--since must be before --until",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_a_usage_error(arguments: tuple[str, ...], told: str) -> None:
@@ -348,8 +355,8 @@ def test_a_model_trained_on_the_journal_is_taken_up_at_the_next_start_with_state
     plant.service.shutdown()
 
 
-def test_training_takes_only_what_came_since(plant: Plant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sentinel.commands.train.time.time", lambda: plant.now)
+def test_training_takes_only_what_came_since_and_until(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sentinel.commands.app.time.time", lambda: plant.now)
     seen: list[trainer.Job] = []
 
     def run(job: trainer.Job, _tell: object) -> dict[str, Any]:
@@ -364,6 +371,28 @@ def test_training_takes_only_what_came_since(plant: Plant, tmp_path: Path, monke
         recent = list(journal.read(seen[0].after, profile="pump"))
         assert recent[0].now == plant.now - 30
         assert seen[1].after == recent[-1].seq - 1
+        assert seen[0].upto is None
+        moment = datetime.fromtimestamp(plant.now - 20, UTC).isoformat()
+        for until in ("20s", moment, moment.removesuffix("+00:00")):
+            command("train", *options, "--until", until)
+            assert seen[-1].upto is not None
+            assert [*journal.read(upto=seen[-1].upto, profile="pump")][-1].now < plant.now - 20
+            assert next(journal.read(after=seen[-1].upto, profile="pump")).now == plant.now - 20
+
+
+def test_a_model_is_trained_without_what_came_after_and_says_what_that_cannot_tell(tmp_path: Path) -> None:
+    plant = Plant(tmp_path)
+    plant.run(150)
+    plant.service.shutdown()
+    until = datetime.fromtimestamp(fleets.START + 101, UTC).isoformat()
+    options = ("--from-journal", "--config", str(plant.config), "--profile", "pump", "--json", str(tmp_path / "j"))
+    code, said = command("train", *options, "--until", until)
+    assert code == 0, said
+    trained = json.loads((tmp_path / "j").read_bytes())
+    assert (trained["ticks"], trained["device_seconds"]) == (300, 297.0)
+    assert "300 ticks of 3 devices, 5 device-minutes" in said
+    assert 'note: 5 device-minutes cannot show what is normal but rare. alert_budget = "1/week"' in said
+    assert "one alert in 1.0 device-weeks; they can tell one in 5 device-minutes." in said
 
 
 def test_a_channel_that_a_restart_brought_is_there_from_there_on(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The whole daemon in one process, on in-memory twins of broker and store."""
 
 import json
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,10 +17,10 @@ from sentinel.adapters.mqtt.outbox import Publish
 from sentinel.adapters.sinks import load_schema
 from sentinel.adapters.store import MemoryStore
 from sentinel.adapters.store.memory import MemoryDisk
-from sentinel.errors import StoreError
+from sentinel.errors import SentinelError, StoreError
 from sentinel.records import Command
 from sentinel.service import COMMANDS_A_SECOND, DEAD_LETTERS_A_SECOND, Service
-from sentinel.settings import Settings, load_settings
+from sentinel.settings import Settings, command_line, load_settings
 from sentinel.stream.pipeline import ProfileStream
 from tests import fleets
 
@@ -101,6 +102,25 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
     yield make
     if made:
         made[-1].service.shutdown()
+
+
+def test_an_address_that_is_taken_is_told_before_anything_takes_its_time(
+    start: Callable[..., Bench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sentinel.service.warm", lambda _compiling: pytest.fail("it compiles first"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        settings = load_settings(tmp_path / "sentinel.toml", overrides=command_line(http_port=port))
+        service = Service(settings, broker=MemoryBroker(), store=MemoryStore(MemoryDisk()))
+        with pytest.raises(SentinelError, match=rf"127\.0\.0\.1:{port}: .* in use; .* --http-port"):
+            service.run()
+
+
+def test_before_it_is_restored_it_is_not_ready_and_says_so(start: Callable[..., Bench], tmp_path: Path) -> None:
+    settings = load_settings(tmp_path / "sentinel.toml")
+    service = Service(settings, broker=MemoryBroker(), store=MemoryStore(MemoryDisk()))
+    assert service.ready() == (False, ["starting: nothing is read yet"])
+    service.shutdown()
 
 
 def test_a_fault_fires_is_retained_and_is_cleared_when_it_is_over(start: Callable[..., Bench]) -> None:

@@ -307,6 +307,23 @@ class TestOverrides:
         assert [spec.name for spec in settings.specs()] == ["pump", "room", "default"]
         assert settings.specs()[2] == ProfileSpec(name="default", topic="more/{device}/telemetry")
 
+    def test_options_beside_the_address_override_single_keys_and_their_files_lie_where_the_user_is(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "there").mkdir()
+        (tmp_path / "there" / "s.toml").write_text('[mqtt]\nusername = "other"\n[http]\nhost = "::1"\n')
+        (tmp_path / "secret").write_text("hunter2\n")
+        monkeypatch.chdir(tmp_path)
+        given = command_line("mqtt://me@h", None, 8080, username="you", password_file=Path("secret"))
+        settings = load_settings(Path("there/s.toml"), overrides=given)
+        assert (settings.mqtt.username, settings.mqtt.password()) == ("you", "hunter2")
+        assert (settings.http.host, settings.http.port) == ("::1", 8080)
+
+    def test_authorities_go_with_an_address_of_tls(self) -> None:
+        assert command_line("mqtts://h", ca=Path("/ca.pem"))["mqtt"]["tls"] == {"ca": "/ca.pem"}
+        with pytest.raises(ConfigError, match=r'--ca /ca.pem: there is no TLS with --broker "mqtt://h": give mqtts://'):
+            command_line("mqtt://h", ca=Path("/ca.pem"))
+
     def test_a_broker_and_a_topic_are_enough(self) -> None:
         settings = load_settings(None, overrides=command_line("mqtt://host", "plant/{device}/telemetry"))
         assert settings.specs() == (ProfileSpec(name="default", topic="plant/{device}/telemetry"),)
@@ -565,7 +582,7 @@ class TestRefusals:
                 "mqtt://me:hunter2@h",
                 (
                     "must not hold a password, which other users of the machine could read: "
-                    "give a file that holds it in SENTINEL_MQTT__PASSWORD_FILE"
+                    "give --password-file, a file that holds it"
                 ),
             ),
         ],

@@ -177,7 +177,7 @@ class HttpServer:
             reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
             raise SentinelError(
                 f"cannot serve HTTP on {self.host}:{self.port}: {reason}; "
-                "stop what uses the address, or set another [http] host or port (0: any free one)"
+                "stop what uses the address, or set another [http] host or port, as with --http-port (0: any free one)"
             ) from error
 
     async def _metrics(self, request: Request) -> Response:

@@ -17,7 +17,7 @@ def progress_bar() -> Iterator[Callable[[str, float], None]]:
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+    with Progress(*columns, console=console, disable=not console.is_interactive, transient=True) as bar:
         tasks: dict[str, object] = {}
 
         def tell(what: str, share: float) -> None:

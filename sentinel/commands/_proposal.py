@@ -16,6 +16,7 @@ from typing import Literal
 
 import orjson
 
+from sentinel.commands._terminal import plural
 from sentinel.errors import DataError
 from sentinel.records import Message, Naming
 from sentinel.settings import MqttSettings
@@ -78,6 +79,7 @@ _NO_READINGS = re.compile(
 """Topics of commands and settings, and what Zigbee2MQTT and ChirpStack say of themselves: no readings, though numbers."""
 
 _LOCAL = MqttSettings()
+TO_WRITE = "mqtt.password"  # the file that a password which was typed is to be written to, beside the configuration
 
 
 @dataclass(slots=True)
@@ -172,20 +174,32 @@ def propose(samples: Sequence[Message], broker: MqttSettings = _LOCAL) -> str:
         "[mqtt]",
         f"host = {_quote(broker.host)}",
         f"port = {broker.port}",
-        *([f"username = {_quote(broker.username)}"] if broker.username else []),
-        *(["tls = {}"] if broker.tls else []),
+        *_login(broker),
     ]
     for group in groups:
         lines += ["", *_section(group, _name(group, names))]
     for plant in plants:
         lines += ["", *_plant_section(plant, _unused(_slug(plant.group) or "sparkplug", names))]
     for group, other in clashing:
-        text = f"left out: {group.template} ({len(group.topics)} topics) overlaps {other.template}"
+        text = f"left out: {group.template} ({plural(len(group.topics), 'topic')}) overlaps {other.template}"
         lines += ["", _comment(text)]
     for what, left in (("no numbers read", unread), ("left out: commands, settings and their answers", aside)):
         if left:
-            lines += ["", _comment(f"{what} on {len(left)} topic{'s' * (len(left) > 1)}, such as {min(left)}")]
+            lines += ["", _comment(f"{what} on {plural(len(left), 'topic')}, such as {min(left)}")]
     return "\n".join(lines) + "\n"
+
+
+def _login(broker: MqttSettings) -> Iterator[str]:
+    """As whom to come to the broker, and by which certificates: files are named, what they hold is not."""
+    if broker.username is not None:
+        yield f"username = {_quote(broker.username)}"
+        file = _quote(str(broker.password_file or TO_WRITE))
+        asked = broker.password_file is None
+        unknown = "# " if asked and broker.password() is None else ""
+        yield f"{unknown}password_file = {file}" + "  # write the password into it, mode 0600" * asked
+    if broker.tls is not None:
+        files = ", ".join(f"{name} = {_quote(str(file))}" for name, file in broker.tls if file is not None)
+        yield f"tls = {{ {files} }}" if files else "tls = {}"
 
 
 def _read(samples: Sequence[Message], prefix: str) -> tuple[list[_Topic], set[str]]:
@@ -556,7 +570,7 @@ def _plants(samples: Sequence[Message]) -> list[_Plant]:
 
 
 def _plant_section(plant: _Plant, name: str) -> list[str]:
-    many = f"{len(plant.devices)} {'device' if len(plant.devices) == 1 else 'devices'}"
+    many = plural(len(plant.devices), "device")
     lines = [
         _comment(f"{many}, such as {min(plant.devices)}"),
         f"[profiles.{name}]",
@@ -580,7 +594,7 @@ def _section(group: _Group, name: str) -> list[str]:
     named = group.device or group.keyed or (group.naming is not None and group.naming.split)
     example = min(devices) if named else "/".join(group.topics[0].levels)
     lines = [
-        _comment(f"{len(devices)} {'device' if len(devices) == 1 else 'devices'}, such as {example}"),
+        _comment(f"{plural(len(devices), 'device')}, such as {example}"),
         f"[profiles.{name}]",
         f"topic = {_quote(group.template)}",
     ]

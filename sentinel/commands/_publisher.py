@@ -15,26 +15,17 @@ from functools import lru_cache
 from types import TracebackType
 from typing import Self
 
+from paho.mqtt.client import convert_connack_rc_to_reason_code
+
+from sentinel.adapters.mqtt.causes import Refused, explain, refusal
 from sentinel.errors import DataError, Unavailable
-from sentinel.settings import MqttSettings, command_line, load_settings
+from sentinel.settings import MqttSettings
 
 _KEEPALIVE = 60
 _BATCH = 65536  # bytes to a send
 _LAST_ID = 65535
 _CONNACK_SIZE = 4
 _PUBACK, _PINGRESP = 0x40, 0xD0
-_REFUSALS = {
-    1: "it does not speak MQTT 3.1.1",
-    2: "it refuses the client id",
-    3: "it is not ready",
-    4: "bad user name or password",
-    5: "not authorised",
-}
-
-
-def broker_settings(broker: str) -> MqttSettings:
-    """Connection settings for `mqtt[s]://[user@]host[:port]`, the rest from SENTINEL_MQTT__…. Raises ConfigError."""
-    return load_settings(None, overrides=command_line(broker)).mqtt
 
 
 class Publisher:
@@ -57,7 +48,7 @@ class Publisher:
         try:
             self._socket = self._connect(broker)
         except OSError as error:
-            raise Unavailable(f"no MQTT broker at {self._where}: {error.strerror or error}") from error
+            raise Unavailable(explain(error, broker.host, broker.port, tls=broker.tls is not None)) from error
 
     def publish(self, messages: Iterable[tuple[str, bytes]]) -> None:
         """Send (topic, payload) pairs. A return does not mean that they were acknowledged."""
@@ -189,10 +180,10 @@ def _introduce(connection: socket.socket, username: str | None, secret: str | No
     while len(answer) < _CONNACK_SIZE:
         part = connection.recv(_CONNACK_SIZE - len(answer))
         if not part:
-            raise ConnectionError("it closed the connection")
+            raise ConnectionError("no CONNACK")
         answer += part
     if answer[3]:
-        raise ConnectionError(_REFUSALS.get(answer[3], f"it refuses with code {answer[3]}"))
+        raise Refused(refusal(convert_connack_rc_to_reason_code(answer[3]), username))  # type: ignore[arg-type]  # an int
 
 
 def _text(text: str) -> bytes:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from sentinel import __version__
 from sentinel.backtest import Event, Result
 from sentinel.commands._page import packed, page, write
+from sentinel.commands._terminal import device_time, plural
 from sentinel.records import Alert
 from sentinel.settings.values import parse_budget
 from sentinel.stream.alerts import duration, quantity
@@ -76,7 +77,7 @@ def _head(result: Result, summary: dict[str, Any]) -> Iterator[str]:
         (
             "devices",
             f"{summary['devices']:,}",
-            f"{len(channels)} channel{'s' * (len(channels) != 1)}: {_some(channels)}",
+            f"{plural(len(channels), 'channel')}: {_some(channels)}",
             "",
         ),
         _rate_card(summary),
@@ -134,12 +135,12 @@ def _label_cards(labels: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
 def _sentence(result: Result, summary: dict[str, Any]) -> str:
     count = len(result.final)
     kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(summary["alerts"].items()))
-    text = f"{count} alert{'s' * (count != 1)}" + (f" ({kinds})" if count else "")
+    text = plural(count, "alert") + (f" ({kinds})" if count else "")
     busy = len({alert.device for alert in result.final})
     devices = summary["devices"]
     text += f" on {busy} of {devices} devices" if devices > 1 else f" on device {result.devices[0]}"
     if summary["device_weeks"]:
-        text += f" in {_weeks(summary['device_weeks'])} of watching"
+        text += f" in {device_time(summary['device_weeks'] * WEEK)} of watching"
     labels = summary.get("labels")
     if labels and labels["events"]:
         text += f"; {labels['events_found']} of {labels['events']} labelled events found"
@@ -153,7 +154,7 @@ def in_words(result: Result, summary: dict[str, Any]) -> Iterator[str]:
     weeks, budget, labels = summary["device_weeks"], summary["alert_budget_per_device_week"], summary.get("labels")
     starts = summary["alerts"].get("prediction", 0)
     if weeks:
-        rate = f"{starts:,} alarm{'s' * (starts != 1)} from forecasts in {_weeks(weeks)}"
+        rate = f"{plural(starts, 'alarm')} from forecasts in {device_time(weeks * WEEK)}"
         if weeks >= SHORT:
             rate += f": a device alarms {_often(starts / weeks)}"
         allowed = (
@@ -171,7 +172,7 @@ def in_words(result: Result, summary: dict[str, Any]) -> Iterator[str]:
             said += (
                 f", after {half}" if len(delays) == 1 else f", half of them within {half}, the slowest after {slowest}"
             )
-        yield f"{said}; {outside} alarm{'s' * (outside != 1)} outside of them."
+        yield f"{said}; {plural(outside, 'alarm')} outside of them."
     count = Counter(alert.device for alert in result.final if alert.fired is not None)
     if len(result.devices) > 1 and count:
         name, most = count.most_common(1)[0]
@@ -358,7 +359,7 @@ def counted(summary: dict[str, Any]) -> str:
     outside = (
         f", {summary['labels']['alerts_outside']:,} of them outside labelled events" if "labels" in summary else ""
     )
-    return f"{starts:,} in {_weeks(weeks)}{outside}" + (f", {allowed:.2g} allowed" if allowed else "")
+    return f"{starts:,} in {device_time(weeks * WEEK)}{outside}" + (f", {allowed:.2g} allowed" if allowed else "")
 
 
 def episodes(result: Result) -> list[Alert]:
@@ -402,10 +403,6 @@ def _covered(result: Result) -> str:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4:,} more" if len(names) > 4 else "")
-
-
-def _weeks(weeks: float) -> str:
-    return f"{weeks:.1f} device-weeks" if weeks >= SHORT else duration(weeks * 7 * 86400)
 
 
 def _dated(result: Result) -> bool:

@@ -11,6 +11,7 @@ from rich.text import Text
 from sentinel.logs import printable
 from sentinel.records import Floats
 
+_WEEK = 604800.0
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -24,6 +25,21 @@ def say(*lines: str, stderr: bool = False) -> None:
     console = Console(stderr=stderr)
     for line in lines:
         console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
+
+
+def plural(number: int, noun: str) -> str:
+    """So many of them: "1 topic", "2 topics"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def device_time(seconds: float) -> str:
+    """Time that devices were watched, summed over them: "45 device-minutes"."""
+    if seconds >= _WEEK:
+        return f"{seconds / _WEEK:.1f} device-weeks"
+    for size, unit in ((86400.0, "day"), (3600.0, "hour"), (60.0, "minute")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} device-{unit}s"
+    return f"{seconds:.0f} device-seconds"
 
 
 def show_table(

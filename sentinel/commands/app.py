@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
@@ -58,6 +59,15 @@ FromJournal = Annotated[
 ]
 Broker = Annotated[str, typer.Option("--broker", metavar="URL", help=_BROKER)]
 MaybeBroker = Annotated[str | None, typer.Option("--broker", metavar="URL", help=_BROKER)]
+Username = Annotated[
+    str | None, typer.Option("--username", metavar="NAME", help="User name for the broker; or mqtt://NAME@host.")
+]
+PasswordFile = Annotated[
+    Path | None, typer.Option("--password-file", metavar="FILE", help="File that holds the broker's password.")
+]
+Ca = Annotated[
+    Path | None, typer.Option("--ca", metavar="FILE", help="Certificate authorities for mqtts://; else the system's.")
+]
 Label = Annotated[
     str | None, typer.Option("--label-column", metavar="NAME", help="Column that labels anomalies; never a channel.")
 ]
@@ -81,13 +91,13 @@ def _one_source(data: list[Path] | None, from_journal: bool) -> None:
         raise typer.BadParameter("give DATA or --from-journal, one of them")
 
 
-def _duration(text: str) -> float:
-    from sentinel.settings.values import parse_positive_duration  # loads what `--help` has no need of
+def _moment(option: str, text: str | None) -> float | None:
+    from sentinel.settings.values import parse_moment  # loads what `--help` has no need of
 
     try:
-        return parse_positive_duration(text)
+        return None if text is None else parse_moment(text, time.time())
     except ValueError as error:
-        raise typer.BadParameter(f"--since {error}") from None
+        raise typer.BadParameter(f"{option} {error}") from None
 
 
 def call(command: str, **options: Any) -> None:
@@ -148,9 +158,25 @@ def run(
         str | None,
         typer.Option("--topic", metavar="TEMPLATE", help="Topics of one more profile, named default; channels: auto."),
     ] = None,
+    http_port: Annotated[
+        int | None,
+        typer.Option("--http-port", min=0, max=65535, metavar="PORT", help="Of page and metrics; 0: any free one."),
+    ] = None,
+    username: Username = None,
+    password_file: PasswordFile = None,
+    ca: Ca = None,
 ) -> None:
     """Watch a broker's devices: learn, score, alert."""
-    call("run", config=config, broker=broker, topic=topic)
+    call(
+        "run",
+        config=config,
+        broker=broker,
+        topic=topic,
+        http_port=http_port,
+        username=username,
+        password_file=password_file,
+        ca=ca,
+    )
 
 
 @app.command(epilog=_examples("sentinel demo", "sentinel demo --for 180 --json result.json"))
@@ -168,7 +194,7 @@ def demo(
 @app.command(
     epilog=_examples(
         "sentinel discover --broker mqtt://127.0.0.1",
-        "sentinel discover --broker mqtt://127.0.0.1 --for 300 --out sentinel.toml",
+        "sentinel discover --broker mqtts://me@broker.lan --ca ca.pem --for 300 --out sentinel.toml",
     )
 )
 def discover(
@@ -177,9 +203,23 @@ def discover(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Write the configuration there; else to the terminal.")
     ] = None,
+    username: Username = None,
+    password_file: PasswordFile = None,
+    ca: Ca = None,
 ) -> None:
-    """Watch a broker's traffic and write a configuration for it."""
-    call("discover", broker=broker, seconds=seconds, out=out)
+    """Watch a broker's traffic and write a configuration for it.
+
+    A password that no file holds is asked for.
+    """
+    call(
+        "discover",
+        broker=broker,
+        seconds=seconds,
+        out=out,
+        username=username,
+        password_file=password_file,
+        ca=ca,
+    )
 
 
 @app.command(
@@ -187,6 +227,7 @@ def discover(
         "sentinel train --config sentinel.toml --profile pump normal.csv",
         "sentinel train --config sentinel.toml --profile pump january.csv february.csv --json trained.json",
         "sentinel train --config sentinel.toml --profile pump --from-journal --since 7d",
+        "sentinel train --config sentinel.toml --profile pump --from-journal --since 2026-05-01 --until 2026-05-06T08:00",
     )
 )
 def train(
@@ -197,7 +238,10 @@ def train(
     from_journal: FromJournal = False,
     since: Annotated[
         str | None,
-        typer.Option("--since", metavar="DURATION", help="With --from-journal: the last so long, as 7d or 12h."),
+        typer.Option("--since", metavar="WHEN", help="With --from-journal: what came since, as 7d ago or 2026-05-01."),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="WHEN", help="And before, as 12h ago or 2026-05-06T08:00 (UTC).")
     ] = None,
     label_column: Label = None,
     seed: Seed = 0,
@@ -205,13 +249,18 @@ def train(
 ) -> None:
     """Train a profile's model on normal data, into the store."""
     _one_source(data, from_journal)
-    if since is not None and not from_journal:
-        raise typer.BadParameter("--since goes with --from-journal")
+    for option, given in (("--since", since), ("--until", until)):
+        if given is not None and not from_journal:
+            raise typer.BadParameter(f"{option} goes with --from-journal")
+    begin, end = _moment("--since", since), _moment("--until", until)
+    if begin is not None and end is not None and begin >= end:
+        raise typer.BadParameter("--since must be before --until")
     call(
         "train",
         data=data or [],
         from_journal=from_journal,
-        since=None if since is None else _duration(since),
+        since=begin,
+        until=end,
         config=config,
         profile=profile,
         label_column=label_column,
@@ -304,6 +353,9 @@ def replay(
     device: Annotated[
         str | None, typer.Option("--device", metavar="NAME", help="Device of a file without a device column.")
     ] = None,
+    username: Username = None,
+    password_file: PasswordFile = None,
+    ca: Ca = None,
 ) -> None:
     """Publish recordings to a broker, as they came or faster.
 
@@ -321,6 +373,9 @@ def replay(
         qos=qos,
         label_column=label_column,
         device=device,
+        username=username,
+        password_file=password_file,
+        ca=ca,
     )
 
 
@@ -339,6 +394,9 @@ def simulate(
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the readings there as CSV.")] = None,
     seed: Seed = 0,
     faults: Annotated[bool, typer.Option("--faults", help="Inject faults, and print each.")] = False,
+    username: Username = None,
+    password_file: PasswordFile = None,
+    ca: Ca = None,
 ) -> None:
     """Make a fleet's readings and faults, with ground truth.
 
@@ -346,7 +404,19 @@ def simulate(
     """
     if (broker is None) == (out is None):
         raise typer.BadParameter("give one of --broker and --out")
-    call("simulate", devices=devices, rate=rate, seconds=seconds, broker=broker, out=out, seed=seed, faults=faults)
+    call(
+        "simulate",
+        devices=devices,
+        rate=rate,
+        seconds=seconds,
+        broker=broker,
+        out=out,
+        seed=seed,
+        faults=faults,
+        username=username,
+        password_file=password_file,
+        ca=ca,
+    )
 
 
 @app.command(

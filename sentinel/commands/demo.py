@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import orjson
 import paho.mqtt.client as mqtt
@@ -37,6 +38,9 @@ _SETTLE = 8.0  # seconds from the last device that scores to the first fault
 _LAST_FAULT = 22.0  # seconds before the end in which no fault starts
 _POLL = 0.25
 _SHOWN = 12  # alerts in the live view
+_SAY_EVERY = 15.0  # seconds between lines of how far it has learned, where no live view is
+_FIRST = "learning how each device behaves; faults follow in one to one and a half minutes"
+_STARTS = "the daemon starts; the first time it compiles its arithmetic, up to 20 s"
 _WORDLESS = ("storm", "system")  # alerts that are not about one device
 
 Item = tuple[str, dict[str, object], float]
@@ -44,12 +48,18 @@ Item = tuple[str, dict[str, object], float]
 
 @dataclass(slots=True)
 class Scene:
-    """What the demo knows so far; what the view draws and the summary counts. Times are wall clock."""
+    """What the demo knows so far; what the view draws and the summary counts. Times are wall clock.
+
+    Attributes:
+        stages, shares: what each profile is at, and how much of that is done.
+    """
 
     began: float
     page: str
     total: int = PUMPS + ROOMS
     states: dict[str, int] = field(default_factory=dict)
+    stages: dict[str, str] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
     scoring_at: float | None = None
     faults: list[Fault] = field(default_factory=list)
     firings: list[Firing] = field(default_factory=list)
@@ -58,8 +68,13 @@ class Scene:
     known: set[str] = field(default_factory=set)
 
     def take(self, kind: str, body: dict[str, object], now: float) -> str | None:
-        """Note a fault or an alert's transition and return the line that tells of it."""
-        clock = f"{now - self.began:6.1f} s"
+        """Note a fault, an alert's transition or the daemon's status; returns the line that tells of it, if one does."""
+        clock = self.clock(now)
+        if kind == "status":
+            profiles: Any = body.get("profiles", {})
+            self.stages = {name: profile["stage"] for name, profile in profiles.items()}
+            self.shares = {name: profile["progress"] for name, profile in profiles.items()}
+            return None
         if kind == "fault":
             fault = Fault(**body)  # type: ignore[arg-type]  # written by our own plant, as asdict(Fault)
             self.faults.append(fault)
@@ -76,6 +91,17 @@ class Scene:
         if state == "resolved" and self.open.pop(identity, None) is not None:
             return f"{clock}  resolved  {message if body.get('kind') in _WORDLESS else body.get('device')}"
         return None
+
+    def clock(self, now: float) -> str:
+        """A moment as lines begin with it."""
+        return f"{now - self.began:6.1f} s"
+
+    def learning(self) -> str:
+        """How far each profile has learned, in words."""
+        shares = {
+            name: f" {share:.0%}".replace("%", " %") if 0 < share < 1 else "" for name, share in self.shares.items()
+        }
+        return ", ".join(f"{name} {stage}{shares[name]}" for name, stage in self.stages.items())
 
     def count(self) -> Tally:
         """The tally as of now."""
@@ -140,7 +166,7 @@ def _watch(
         scene.states = device_states(_get(f"{scene.page}metrics"))
         if scene.scoring_at is None and scene.states.get("scoring", 0) >= scene.total:
             scene.scoring_at = now
-            show(f"{now - scene.began:6.1f} s  all {scene.total} devices are scored; faults follow")
+            show(f"{scene.clock(now)}  all {scene.total} devices are scored; faults follow")
         if not asked and scene.scoring_at is not None and now - scene.scoring_at >= _SETTLE:
             asked = True
             stop = scene.began + seconds - _LAST_FAULT if seconds is not None else 0.0
@@ -221,12 +247,18 @@ def _row(count: Tally) -> tuple[str, str, str, str]:
 @contextmanager
 def _view(console: Console, scene: Scene) -> Iterator[Callable[[str | None], None]]:
     """A live picture on a terminal, plain lines elsewhere."""
-    if not console.is_terminal:
-        say(f"page at {scene.page}; {scene.total} devices at {RATE:g} Hz")
+    if not console.is_interactive:
+        say(f"page at {scene.page}; {scene.total} devices at {RATE:g} Hz; {_FIRST}")
+        told, stages = scene.began, scene.stages
 
         def show(line: str | None) -> None:
+            nonlocal told, stages
+            now = time.time()
             if line:
                 say(line)
+            elif scene.scoring_at is None and (stages != scene.stages or now - told >= _SAY_EVERY):
+                told, stages = now, scene.stages
+                say(f"{scene.clock(now)}  learning  {scene.learning() or _STARTS}")
 
         yield show
         return
@@ -248,7 +280,7 @@ def _picture(scene: Scene) -> Group:
     if scene.lines or scene.scoring_at:
         body = Text("\n").join(Text(printable(line), style="red" if "ALERT" in line else "") for line in scene.lines)
     else:
-        body = Text("learning how each device behaves; faults follow in about a minute")
+        body = Text(f"{_FIRST}\n{scene.learning() or _STARTS}")
     foot = (
         f"\nfaults {len(count.faults)}   found {count.found}   false alarms {len(count.false_alarms)}"
         f"   firing now {len(scene.open)}"
@@ -265,14 +297,15 @@ def _read_faults(plant: subprocess.Popen[bytes], items: queue.Queue[Item]) -> No
 
 @contextmanager
 def _subscribed(port: int, items: queue.Queue[Item]) -> Iterator[None]:
-    """Put the daemon's events into `items` for as long as the block lasts."""
+    """Put the daemon's events and status into `items` for as long as the block lasts."""
 
     def connected(client: mqtt.Client, *_: object) -> None:
-        client.subscribe("sentinel/events/#", qos=1)
+        client.subscribe([("sentinel/events/#", 1), ("sentinel/status", 1)])
 
     def received(_client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
         with suppress(orjson.JSONDecodeError):
-            items.put(("alert", orjson.loads(message.payload), time.time()))
+            kind = "status" if message.topic == "sentinel/status" else "alert"
+            items.put((kind, orjson.loads(message.payload), time.time()))
 
     client = mqtt.Client(CallbackAPIVersion.VERSION2)
     client.on_connect, client.on_message = connected, received

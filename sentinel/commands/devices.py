@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -14,9 +15,10 @@ import orjson
 import torch
 
 from sentinel import trainer
+from sentinel.adapters.sinks import Place, command_topic
 from sentinel.adapters.store import Store, open_snapshot
 from sentinel.commands._json import write_json
-from sentinel.commands._terminal import say, show_facts, show_table
+from sentinel.commands._terminal import plural, say, show_facts, show_table
 from sentinel.errors import DataError, ModelError, StoreError
 from sentinel.model.score import Detector
 from sentinel.records import Channel, Command, ProfileSpec
@@ -204,7 +206,7 @@ def _forget(settings: Settings, device: str) -> dict[str, Any]:
         store = Store(path, settings.store.durability)
     except StoreError as error:
         if "in use" in str(error):
-            raise StoreError(f"{error}. A running daemon would write the device back") from None
+            raise StoreError(f"{error}. Or let it forget: {_ask_daemon(settings, device)}") from None
         raise
     with store:
         image = store.snapshot.load()
@@ -223,6 +225,16 @@ def _forget(settings: Settings, device: str) -> dict[str, Any]:
         store.snapshot.save(image.position, image.now, orjson.dumps(meta), (), [(name, device) for name in profiles])
         store.journal.append([Command("forget", name, device) for name in profiles], image.now)
     return {"forgotten": list(profiles)}
+
+
+def _ask_daemon(settings: Settings, device: str) -> str:
+    """The commands that a running daemon forgets a device by."""
+    with closing(open_snapshot(settings.store.path)) as snapshot:
+        image = snapshot.load()
+        profiles = dict.fromkeys(profile for profile, one, _ in image.rows if one == device) if image else {}
+    topics = [command_topic(settings.mqtt.prefix, "forget", Place(name, device)) for name in profiles or ["PROFILE"]]
+    asked = "; ".join(f"mosquitto_pub -t {shlex.quote(topic)} -n" for topic in topics)
+    return asked if settings.mqtt.commands else f"{asked} (set mqtt.commands = true, and restart it, first)"
 
 
 # --- for people ---
@@ -244,7 +256,7 @@ def _print_list(result: Mapping[str, Any]) -> None:
     show_table(
         columns,
         [_cells(row, scored) for row in rows],
-        title=f"{len(rows):,} devices as of {_moment(result['as_of'])}",
+        title=f"{plural(len(rows), 'device')} as of {_moment(result['as_of'])}",
         right=("ticks", "score", "threshold raised"),
         styles=[
             "red" if row["alerts"] else {"silent": "yellow", "scoring": ""}.get(row["state"], "dim") for row in rows

@@ -9,16 +9,18 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sentinel.adapters.tables import Recording, read_table, read_tables
-from sentinel.commands._publisher import Publisher, broker_settings
+from sentinel.commands._broker import broker_settings
+from sentinel.commands._publisher import Publisher
+from sentinel.commands._terminal import plural, say
 from sentinel.errors import DataError
-from sentinel.settings import wildcards
+from sentinel.settings import Login, wildcards
 
 TIME_FIELD = "time"  # of the payload: s since the epoch
 _BATCH = 500  # messages to a send at most
@@ -104,6 +106,7 @@ def replay(
     qos: int,
     label_column: str | None,
     device: str | None,
+    **login: Unpack[Login],
 ) -> None:
     """Publish recordings, several merged by time, and wait until all is acknowledged.
 
@@ -124,7 +127,7 @@ def replay(
     )
     columns = (TextColumn("publishing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
-        Publisher(broker_settings(broker), qos=qos) as publisher,
+        Publisher(broker_settings(broker, **login), qos=qos) as publisher,
         Progress(*columns, console=console, transient=True) as bars,
     ):
         by_channel = "channel" in wildcards(topic)
@@ -147,8 +150,5 @@ def replay(
         publisher.drain()
         seconds = time.monotonic() - began
     devices = len({name for recording in recordings for name in recording.devices})
-    console.print(
-        f"{total} readings of {devices} {'device' if devices == 1 else 'devices'}: {publisher.sent} messages published"
-        f" in {seconds:.1f} s" + (f", {publisher.acknowledged} acknowledged" if qos else ""),
-        highlight=False,
-    )
+    said = f"{plural(total, 'reading')} of {plural(devices, 'device')}: {plural(publisher.sent, 'message')} published"
+    say(f"{said} in {seconds:.1f} s" + f", {publisher.acknowledged:,} acknowledged" * qos, stderr=True)

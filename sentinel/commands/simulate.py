@@ -7,24 +7,32 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import orjson
-from rich.console import Console
 
-from sentinel.commands._publisher import Publisher, broker_settings
+from sentinel.commands._broker import broker_settings
+from sentinel.commands._publisher import Publisher
+from sentinel.commands._terminal import plural, say
 from sentinel.errors import DataError
+from sentinel.settings import Login
 from sentinel.simulate import PUMP, Fault, Faults, Fleet, write_recording
 
 RECORDING_START = 1767225600.0  # 2026-01-01T00:00:00Z
 _HEALTHY_TICKS, _TICKS_A_FAULT = 600, 1000
 _SLICE = 0.01  # seconds between sends
 
-console = Console(stderr=True)
-
 
 def simulate(
-    devices: int, rate: float, seconds: float, broker: str | None, out: Path | None, seed: int, faults: bool
+    devices: int,
+    rate: float,
+    seconds: float,
+    broker: str | None,
+    out: Path | None,
+    seed: int,
+    faults: bool,
+    **login: Unpack[Login],
 ) -> None:
     """Publish a fleet of pumps at `rate` readings a second each, or write it to the CSV file `out`.
 
@@ -43,8 +51,8 @@ def simulate(
         except OSError as error:
             raise DataError(f"{out}: {error.strerror}") from error
         return
-    with Publisher(broker_settings(broker or "")) as publisher:
-        console.print(f"{devices} devices at {rate:g} Hz to {PUMP.template}", highlight=False, markup=False)
+    with Publisher(broker_settings(broker or "", **login)) as publisher:
+        say(f"{plural(devices, 'device')} at {rate:g} Hz to {PUMP.template}", stderr=True)
         publish_fleets(
             publisher,
             [fleet],
@@ -53,7 +61,8 @@ def simulate(
             inject=injector.begin if injector else None,
             tell=print_faults,
         )
-        console.print(f"{publisher.sent} messages published, {publisher.acknowledged} acknowledged", highlight=False)
+        sent = plural(publisher.sent, "message")
+        say(f"{sent} published, {publisher.acknowledged:,} acknowledged", stderr=True)
 
 
 def print_faults(begun: Sequence[Fault]) -> None:

@@ -1,6 +1,5 @@
 """`sentinel train`: learn a profile's model from what the user vouches for: recordings, or the store's journal."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from sentinel.backtest import Backtest, Plan
 from sentinel.commands._json import write_json
 from sentinel.commands._profile import profile_spec
 from sentinel.commands._progress import progress_bar
-from sentinel.commands._terminal import say, show_facts
+from sentinel.commands._terminal import device_time, plural, say, show_facts
 from sentinel.records import ProfileSpec
 from sentinel.settings import load_settings
+from sentinel.settings.values import show_budget
 from sentinel.stream.alerts import duration
 
 
@@ -25,13 +25,16 @@ def train(
     data: list[Path],
     from_journal: bool = False,
     since: float | None = None,
+    until: float | None = None,
     config: Path,
     profile: str,
     label_column: str | None,
     seed: int,
     json_file: Path | None,
 ) -> int:
-    """Train on `data`, or the journal's last `since` seconds, and save the model; a daemon takes it up when it starts.
+    """Train on `data`, or what the journal took from `since` to before `until`, and save the model.
+
+    A daemon takes it up when it starts.
 
     Raises:
         TrainingError: it diverged, or there was too little to learn from.
@@ -43,12 +46,14 @@ def train(
     store = settings.store.path
     with progress_bar() as tell:
         if from_journal:
-            done = trainer.run(_job(store, spec, since, seed), tell)
+            done = trainer.run(_job(store, spec, since, until, seed), tell)
             version, ticks, losses = done["version"], done["ticks"], [done["loss_before"], done["loss"]]
+            seconds = done["device_seconds"]
         else:
             run = Backtest(spec, read_tables(data, label_column=label_column), tell)
             learned = run.learn_all(Plan(declared=True, seed=seed))
             version = trainer.save(store / "models", run.stream, learned.detector, 0)
+            seconds = run.covered()
             ticks, losses = int(run.stream.table.ticks.sum()), [trainer.finite(loss) for loss in learned.losses]
     detector, manifest, _ = trainer.load(store / "models", profile, version)
     result = {
@@ -56,6 +61,7 @@ def train(
         "path": str(store / "models" / profile / version),
         "devices": len(manifest["devices"]),
         "ticks": ticks,
+        "device_seconds": seconds,
         "channels": list(detector.channels),
         "interval_seconds": detector.interval,
         "loss_before": losses[0],
@@ -65,12 +71,15 @@ def train(
         write_json(json_file, result)
     say(f"model {version} of profile {profile}")
     show_facts(_facts(result), indent="  ")
-    say("`sentinel run` uses it from its next start")
+    say(*_shortcoming(seconds, spec.alert_budget), "`sentinel run` uses it from its next start")
     return 0
 
 
 def _facts(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    yield "learned from", f"{result['ticks']:,} ticks of {result['devices']:,} device{'s' * (result['devices'] != 1)}"
+    yield (
+        "learned from",
+        f"{result['ticks']:,} ticks of {plural(result['devices'], 'device')}, {device_time(result['device_seconds'])}",
+    )
     yield "interval", duration(result["interval_seconds"])
     yield "channels", ", ".join(result["channels"])
     before, after = result["loss_before"], result["loss_after"]
@@ -79,11 +88,23 @@ def _facts(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "saved in", result["path"]
 
 
-def _job(store: Path, spec: ProfileSpec, since: float | None, seed: int) -> trainer.Job:
-    """Learn from the journal's last `since` seconds of receipt; None: from all of it."""
-    after = 0
-    if since is not None:
-        with open_reader(store) as journal:
-            turns = journal.read(profile=spec.name, since=time.time() - since)
-            after = next((turn.seq - 1 for turn in turns), journal.last())
-    return trainer.Job(str(store), spec, seed, declared=True, after=after)
+def _shortcoming(seconds: float, budget: float) -> Iterator[str]:
+    """What so many device-seconds cannot tell of a budget, in alerts per device and second."""
+    if seconds * budget < 1.0 and budget:
+        yield (
+            f'note: {device_time(seconds)} cannot show what is normal but rare. alert_budget = "{show_budget(budget)}" '
+            f"allows one alert in {device_time(1 / budget)}; they can tell one in {device_time(seconds)}."
+        )
+        yield "Expect more alarms at first; train again on a longer recording: of at least one cycle of what is normal."
+
+
+def _job(store: Path, spec: ProfileSpec, since: float | None, until: float | None, seed: int) -> trainer.Job:
+    """Learn from what the journal took between two times of receipt; None: from its beginning, to its end."""
+    with open_reader(store) as journal:
+
+        def before(time: float) -> int:
+            """Position before the first turn of that time or later."""
+            return next((turn.seq - 1 for turn in journal.read(profile=spec.name, since=time)), journal.last())
+
+        after, upto = 0 if since is None else before(since), None if until is None else before(until)
+    return trainer.Job(str(store), spec, seed, declared=True, after=after, upto=upto)

@@ -5,11 +5,13 @@ Axes: B rows, N slots, F channels, K heads, P horizons, D bins of a day, I input
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numba
 import numpy as np
 import numpy.typing as npt
+from numba.core import event as events
 
 from sentinel.model.features import DAY, EWMA_RATE
 from sentinel.model.scale import ProfileScale
@@ -117,6 +119,27 @@ UNSURE = 200.0
     _INTERVAL,
     _REFRACTORY,
 ) = range(len(FIELDS))
+
+
+class _First(events.Listener):
+    """Tells of the first compilation alone."""
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self._tell: Callable[[], None] | None = tell
+
+    def on_start(self, event: events.Event) -> None:
+        tell, self._tell = self._tell, None
+        if tell is not None:
+            tell()
+
+    def on_end(self, event: events.Event) -> None:
+        pass
+
+
+def first_compilation(tell: Callable[[], None]) -> AbstractContextManager[object]:
+    """For the time of a `with`: `tell` is called once, before anything is compiled; not where all of it is kept."""
+    found: AbstractContextManager[object] = events.install_listener("numba:compile", _First(tell))
+    return found
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:

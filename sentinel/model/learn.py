@@ -307,8 +307,12 @@ def _blank(layout: Layout, interval: float) -> kernel.F4:
     return blank
 
 
-def warm() -> None:
-    """Compile the arithmetic of a tick, where no earlier run has left it compiled: some 20 s, else one."""
+def warm(compiling: Callable[[], None] = lambda: None) -> None:
+    """Compile the arithmetic of a tick, where no earlier run has left it compiled: some 20 s, else one.
+
+    Args:
+        compiling: called once, before that begins, where it takes long.
+    """
     spec = ModelSpec(hidden=1, horizons=(1,))
     shapes = weight_shapes(spec, 1, calendar=False, bins=0)
     forecaster = Forecaster(spec, 1, False, 0, {name: torch.zeros(1, *shape) for name, shape in shapes.items()})
@@ -325,12 +329,13 @@ def warm() -> None:
     )
     slabs = Slabs(detector.layout, torch.device("cpu"), 2)
     scorer = Scorer(detector, {}, 1 / calibrate.WEEK, None)
-    scorer.begin(slabs, np.array([1]))
-    it = scorer.observe(slabs, np.array([1]), one[None], one, one, one > 0)
-    band = kernel.Band.of(detector.scale, forecaster.sigma[:, 0].numpy(), np.array([0]))
-    rows, taken, forecasts = np.zeros((2, 6), np.float32), np.array([0, 0]), (it.forecast, it.location, it.spread)
-    args = one.view(np.float32), one[None], np.zeros((2, 1)), band, it.score, *forecasts, it.network
-    kernel.remember(rows, taken, 1, np.array([1]), *args)
+    with kernel.first_compilation(compiling):
+        scorer.begin(slabs, np.array([1]))
+        it = scorer.observe(slabs, np.array([1]), one[None], one, one, one > 0)
+        band = kernel.Band.of(detector.scale, forecaster.sigma[:, 0].numpy(), np.array([0]))
+        rows, taken, forecasts = np.zeros((2, 6), np.float32), np.array([0, 0]), (it.forecast, it.location, it.spread)
+        args = one.view(np.float32), one[None], np.zeros((2, 1)), band, it.score, *forecasts, it.network
+        kernel.remember(rows, taken, 1, np.array([1]), *args)
 
 
 # --- weights -----------------------------------------------------------------------------------------------------
@@ -522,16 +527,19 @@ def _fit(
             if start is not None and (at == 0 or devices[at - 1] in start.networks):
                 steps, rates = MORE_STEPS, (MORE_RATE, MORE_RATE)
 
-            def tell(what: str, share: float, at: int = at) -> None:
-                progress(what, (at + share) / (own + 1))
+            much = FINE_STAGE_STEPS if at else STAGE_STEPS
 
-            for stage, share in zip(early, STAGES, strict=False):
+            def tell(before: int, own_steps: int, at: int = at, of: int = much * len(early) + steps) -> Progress:
+                return lambda what, done: progress(what, (at + (before + done * own_steps) / of) / (own + 1))
+
+            for number, (stage, share) in enumerate(zip(early, STAGES, strict=False)):
                 until = (ticks.length * share).long().clamp(min=2)
                 learner = _Network(spec, inputs, stack.x.shape[2], stage[0]) if at else network
                 known = replace(ticks, fit=until, length=until)
-                much = FINE_STAGE_STEPS if at else STAGE_STEPS
-                stage.append(_descend(learner, known, much, (RATE, 0.0), noise, generator, tell)[0])
-            weights, loss = _descend(network, ticks, steps, rates, noise, generator, tell)
+                said = tell(number * much, much)
+                stage.append(_descend(learner, known, much, (RATE, 0.0), noise, generator, said)[0])
+            said = tell(len(early) * much, steps)
+            weights, loss = _descend(network, ticks, steps, rates, noise, generator, said)
             assert {name: tuple(value.shape) for name, value in weights.items()} == shapes
             networks.append(weights)
             losses.append(loss)

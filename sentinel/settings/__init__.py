@@ -4,13 +4,14 @@ settings = load_settings(path)      # ConfigError, with every problem found
 settings.mqtt.host, settings.specs(), settings.warnings(), settings.origin("mqtt", "host")
 """
 
-from sentinel.settings.load import command_line, load_settings
+from sentinel.settings.load import Login, command_line, load_settings
 from sentinel.settings.reference import SettingRow, settings_reference, written
 from sentinel.settings.schema import HttpSettings, MqttSettings, ProfileSettings, Settings, StoreSettings, TlsSettings
 from sentinel.settings.values import filters_overlap, parse_duration, topic_filter, wildcards
 
 __all__ = [
     "HttpSettings",
+    "Login",
     "MqttSettings",
     "ProfileSettings",
     "SettingRow",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -50,6 +50,14 @@ class _Environment(EnvSettingsSource):
         return decoded if isinstance(decoded, list | dict) else value
 
 
+class Login(TypedDict, total=False):
+    """Options of every command that goes to a broker, beside its address; a path is relative to the working directory."""
+
+    username: str | None
+    password_file: Path | None
+    ca: Path | None
+
+
 def load_settings(path: Path | str | None, *, overrides: Mapping[str, Any] | None = None) -> Settings:
     """The configuration of the file at `path`, under the environment's SENTINEL_…, under `overrides`.
 
@@ -86,18 +94,33 @@ def load_settings(path: Path | str | None, *, overrides: Mapping[str, Any] | Non
     return settings
 
 
-def command_line(broker: str | None = None, topic: str | None = None) -> dict[str, Any]:
-    """Overrides for `load_settings`: a broker's address, and a topic for the profile "default".
+def command_line(
+    broker: str | None = None, topic: str | None = None, http_port: int | None = None, **login: Unpack[Login]
+) -> dict[str, Any]:
+    """Overrides for `load_settings`: a broker's address, a topic for the profile "default", and single settings.
 
     Raises:
-        ConfigError: the address is none.
+        ConfigError: the address is none, or has no use for `ca`.
     """
     overrides: dict[str, Any] = {}
+    mqtt: dict[str, Any] = {}
     if broker is not None:
         try:
-            overrides["mqtt"] = values.parse_broker(broker)
+            mqtt = values.parse_broker(broker)
         except ValueError as error:
             raise ConfigError([f"--broker {_shown(broker)}: {error}"]) from None
+    if login.get("username"):
+        mqtt["username"] = login["username"]
+    if file := login.get("password_file"):
+        mqtt["password_file"] = str(file.absolute())
+    if file := login.get("ca"):
+        if broker is not None and "tls" not in mqtt:
+            raise ConfigError([f"--ca {file}: there is no TLS with --broker {_shown(broker)}: give mqtts://…"])
+        mqtt["tls"] = {"ca": str(file.absolute())}
+    if mqtt:
+        overrides["mqtt"] = mqtt
+    if http_port is not None:
+        overrides["http"] = {"port": http_port}
     if topic is not None:
         overrides["profiles"] = {"default": {"topic": topic}}
     return overrides

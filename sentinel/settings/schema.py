@@ -238,9 +238,17 @@ class MqttSettings(Table):
         description="how long the broker keeps the session while away (version 5)",
     )
 
+    _typed: str | None = PrivateAttr(default=None)
+
+    def with_password(self, typed: str) -> Self:
+        """The same, with a password that a person typed."""
+        known = self.model_copy()
+        known._typed = typed  # noqa: SLF001 - its own
+        return known
+
     def password(self) -> str | None:
-        """What `password_file` holds; read anew at each call. Raises FileProblem."""
-        return files.secret(("mqtt", "password_file"), self.password_file)
+        """What was typed, or what `password_file` holds; read anew at each call. Raises FileProblem."""
+        return self._typed or files.secret(("mqtt", "password_file"), self.password_file)
 
 
 class HttpTlsSettings(Table):

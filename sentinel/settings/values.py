@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
 from urllib.parse import urlsplit
@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 from sentinel.records import Maintenance
 
 DURATION = 'a duration such as "500ms", "5m", "1h30m", "2d", or a number of seconds'
+MOMENT = 'a duration back from now such as "7d" or "12h", or a time such as "2026-05-01T12:00" (UTC unless it says so)'
 BUDGET = 'a number of alerts per device and time such as "1/week", "2/day", "1/month", "3/hour"'
 TOPIC = 'a topic template such as "plant/{device}/telemetry"'
 TIMEZONE = 'the name of a time zone such as "Europe/Berlin"'
@@ -83,6 +84,18 @@ def parse_positive_duration(value: object) -> float:
     if seconds == 0:
         raise ValueError(f"must be more than zero, {DURATION}")
     return seconds
+
+
+def parse_moment(value: str, now: float) -> float:
+    """Seconds since the epoch, from a time, or a duration before `now`."""
+    try:
+        return now - parse_positive_duration(value)
+    except ValueError:
+        try:
+            moment = datetime.fromisoformat(value)
+            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, OverflowError):
+            raise ValueError(f"must be {MOMENT}") from None
 
 
 def show_duration(seconds: float) -> str:
@@ -240,7 +253,7 @@ def parse_broker(url: str) -> dict[str, object]:
     if parts.password is not None:
         raise ValueError(
             "must not hold a password, which other users of the machine could read: "
-            "give a file that holds it in SENTINEL_MQTT__PASSWORD_FILE"
+            "give --password-file, a file that holds it"
         )
     try:
         port = parts.port

@@ -13,20 +13,21 @@ from sentinel.errors import SentinelError
 
 EXPIRED, NOT_YET_VALID, SELF_SIGNED, WRONG_HOST, WRONG_ADDRESS = 10, 9, (18, 19, 20, 21, 2), 62, 64  # X509_V_ERR_…
 _NETWORK = {
-    errno.ECONNREFUSED: "nothing listens there: start the broker, or correct mqtt.host and mqtt.port",
-    errno.EHOSTUNREACH: "there is no way to it: check the network and mqtt.host",
-    errno.ENETUNREACH: "there is no way to it: check the network and mqtt.host",
+    errno.ECONNREFUSED: "nothing listens there: start the broker, or correct mqtt.host and mqtt.port (--broker)",
+    errno.EHOSTUNREACH: "there is no way to it: check the network and mqtt.host (--broker)",
+    errno.ENETUNREACH: "there is no way to it: check the network and mqtt.host (--broker)",
 }
+_LOGIN = "mqtt.username and the file mqtt.password_file (--username, --password-file)"
 _REFUSED = {  # reason codes of CONNACK and DISCONNECT (MQTT 5, 2.4); those of 3.1.1 are told as these
     0x84: "set another mqtt.version",
     0x85: "set another mqtt.client_id",
-    0x86: "check mqtt.username and the file mqtt.password_file, and that the broker knows this user",
-    0x87: "check mqtt.username and the file mqtt.password_file, and that the broker lets this user in",
+    0x86: f"check {_LOGIN}, and that the broker knows this user",
+    0x87: f"check {_LOGIN}, and that the broker lets this user in",
     0x88: "the broker is not ready; look at its log",
     0x8A: "lift the ban on the broker",
     0x8E: "another client came with the same mqtt.client_id: give each its own",
 }
-_ANONYMOUS = "the broker takes no anonymous clients: set mqtt.username and mqtt.password_file, or mqtt.tls.cert and key"
+_ANONYMOUS = f"the broker takes no anonymous clients: set {_LOGIN}, or mqtt.tls.cert and key"
 
 
 class Refused(ConnectionError):
@@ -55,7 +56,7 @@ def explain(error: BaseException, host: str, port: int, *, tls: bool, accepted: 
     if isinstance(error, ssl.SSLError):
         return _tls(error, where)
     if isinstance(error, socket.gaierror):
-        return f"{host}: {error.strerror}; correct mqtt.host, or check the name service"
+        return f"{host}: {error.strerror}; correct mqtt.host (--broker), or check the name service"
     if isinstance(error, TimeoutError):
         return (
             f"{where} does not answer ({error}); "
@@ -68,7 +69,7 @@ def explain(error: BaseException, host: str, port: int, *, tls: bool, accepted: 
     hint = (
         "check that mqtt.port is the broker's TLS listener, usually 8883, and that it accepts mqtt.tls.cert"
         if tls
-        else "it may want TLS: set mqtt.tls, and the port of its TLS listener"
+        else "it may want TLS: set mqtt.tls, and the port of its TLS listener (--broker mqtts://HOST:PORT)"
     )
     return f"{where} closed the connection without an answer ({error}); {hint}; the broker's log says why"
 
@@ -80,7 +81,7 @@ def _verification(error: ssl.SSLCertVerificationError, host: str) -> str:
     if error.verify_code == NOT_YET_VALID:
         return f"{said}; set the clocks of this machine and of the one that made it"
     if error.verify_code in SELF_SIGNED:
-        return f"{said}; set mqtt.tls.ca to the certificate of the authority that signed it"
+        return f"{said}; set mqtt.tls.ca to the certificate of the authority that signed it (--ca)"
     if error.verify_code in {WRONG_HOST, WRONG_ADDRESS}:
         return f"{said}; set mqtt.host to a name that is in it, or have it made for {host}"
     return f"{said}; look at it with `openssl s_client`"

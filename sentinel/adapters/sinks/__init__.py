@@ -21,7 +21,7 @@ from urllib.parse import unquote
 
 import orjson
 
-from sentinel.records import COMMAND_VERBS, Alert, Command, CommandFate, Transition
+from sentinel.records import COMMAND_VERBS, Alert, Command, CommandFate, CommandVerb, Transition
 
 SCHEMA_FILE = "alert.schema.json"
 FLEET = "_fleet"
@@ -127,6 +127,11 @@ def _parse(head: str, topic: str) -> Place | None:
         return Place(unquote(profile, errors="surrogatepass"), None if device == FLEET else decode_device(device))
     except UnicodeDecodeError:  # "%FF": somebody else wrote it
         return None
+
+
+def command_topic(prefix: str, verb: CommandVerb, place: Place) -> str:
+    """The topic of a command to a device."""
+    return f"{prefix}/command/{verb}/{_levels(place)}"
 
 
 def is_command(prefix: str, topic: str) -> bool:
