@@ -20,7 +20,7 @@ from sentinel.model import features
 from sentinel.model.calibrate import WEEK
 from sentinel.model.cells import Recurrence, State
 from sentinel.model.forecaster import Forecaster, weight_shapes
-from sentinel.model.kernel import WARM
+from sentinel.model.kernel import PLACED
 from sentinel.model.scale import ProfileScale
 from sentinel.model.score import Detector, Scorer
 from sentinel.model.slabs import Layout, Slabs
@@ -65,7 +65,7 @@ def _detector(spec: ModelSpec, channels: int = CHANNELS) -> Detector:
     weights = {name: 0.1 * torch.randn(1, *shape, generator=generator) for name, shape in shapes.items()}
     layout = Layout(spec, channels)
     prior = np.zeros((1, layout.width), dtype=np.float32)
-    middle = {"s": 1.0, "lo": -9.0, "hi": 9.0, "varied": 1.0, "n": 1000.0, "since": 1000.0, "warm": WARM}
+    middle = {"s": 1.0, "lo": -9.0, "hi": 9.0, "varied": 1.0, "n": 1000.0, "since": 1000.0, "warm": PLACED}
     middle |= {"accepted": 1.0, "interval": 1.0}
     for name, value in middle.items():
         layout.view(prior, name)[...] = value

@@ -18,7 +18,7 @@ from sentinel.model.score import Detector
 from sentinel.model.slabs import Layout
 from sentinel.records import ModelSpec
 
-FORMAT = 4
+FORMAT = 5
 _WEIGHT = "weight."
 _MAY_BE_INFINITE = ("prior", "longest_run")  # what is not known yet; a channel that may stand still
 

@@ -147,6 +147,7 @@ class Scorer:
             declared=detector.declared,
             budget=budget or 1 / calibrate.WEEK,
             level=float("nan") if level is None else float(level),
+            given=threshold is not None,
             precision=np.zeros((0, 2, f, f), dtype=np.float32) if shift is None else shift.precision,
             most=np.zeros((0, 2), dtype=np.float32) if shift is None else shift.most,
             values_only=shift is not None and shift.values_only,

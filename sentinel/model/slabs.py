@@ -30,7 +30,6 @@ FIELDS = (
     "v1",  # the first two values seen, and whether there was a third
     "v2",
     "varied",
-    "warm_sum",  # for a new device's location
     "accepted",  # what is normal, in thresholds, at least 1: of each channel, of the three highest, of the shift
     "peak",  # the same, of what came while the last alert was open
     "shift",  # slow means of values and far errors
@@ -42,7 +41,7 @@ FIELDS = (
     "waiting",  # ticks in `pending`, by head
     "tick",  # position in the rings
     "since",  # ticks since the state began
-    "warm",  # ticks that told where a new device lies
+    "warm",  # ticks that told where a new device lies, at most `kernel.PLACED`
     "placed",  # ticks that gave it the place which it keeps, at most 600; 0: the profile's
     "tail",  # of the device's own surprise: see `kernel.note_tail`
     "raised",  # b of the budget's controller

@@ -1,0 +1,146 @@
+"""What a profile's beginning costs: faults in what is learned from, devices that join, and declared profiles at 1 Hz.
+
+All fleets are simulated, at 1 Hz and 1/week.
+
+    learning    24 devices learn live from 600 ticks; in 12 of them a fault, once in those and once 500 ticks after: the
+                share of the latter that is told, beside the same without the former
+    joining     12 healthy pumps that a profile of 12 others, alike, was not learned from: their prediction alerts in the
+                first ten minutes and in all, and faults of theirs that are told
+    declared    12 healthy devices, 600 and 2,000 ticks of each declared: their prediction alerts in the rest of 7,200
+
+    python -m tests.bench.starting [--out DIR]
+
+Writes OUT/summary.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from sentinel.backtest import Backtest, Plan
+from sentinel.simulate import PUMP, Fleet
+from tests.bench.inject import Fault, inject, spread
+from tests.bench.runs import Progress
+from tests.bench.streams import BUDGETS, EPOCH, SPEC, Stream, Verdict, judged_at, recording, save, simulated, verdicts
+
+WEEKLY = replace(SPEC, alert_budget=BUDGETS["1/week"])
+FAULTS = (Fault("spike", 6, 10), Fault("spike", 20, 10), Fault("shift", 6, 60), Fault("noise", 6, 20))
+KINDS = ("pump", "4/ar", "1/ar", "8/heavy", "1/heavy")
+LEARNED, AGAIN, TICKS = 600, 1100, 1500
+PLACES = (60, 100, 200, 300, 380, 450, 500, 570)  # of faults while learning, in turn
+AFTER = 75  # ticks in which a fault may be told after its end
+HOURS = 7200  # ticks
+
+
+def fleet(kind: str, devices: int, ticks: int, *, seed: int = 1) -> list[Stream]:
+    """Healthy devices, a little unlike."""
+    if kind != "pump":
+        channels, noise = kind.split("/")
+        return simulated(1.0, int(channels), noise, devices, ticks, spread=0.05)
+    pumps = Fleet(PUMP, devices, interval=1.0, seed=seed)
+    time = EPOCH + np.arange(ticks, dtype=np.float64)
+    values = np.stack([pumps.step(now).values for now in time.tolist()], axis=1)
+    return [Stream(f"pump/{at}", "pump", time, own, PUMP.channels) for at, own in enumerate(values)]
+
+
+def faulty(stream: Stream, channel: int, fault: Fault, at: int, seed: int) -> Stream:
+    """The stream with a fault."""
+    scale = float(spread(stream.values[:LEARNED, channel : channel + 1])[0])
+    random = np.random.default_rng(seed)
+    return replace(stream, values=inject(stream.values, channel, fault, at, scale=scale, day=86400, random=random))
+
+
+def cut(stream: Stream, begin: int, end: int | None = None) -> Stream:
+    """Some of its ticks."""
+    return replace(stream, time=stream.time[begin:end], values=stream.values[begin:end])
+
+
+def told(verdict: Verdict, fault: Fault, at: int) -> bool:
+    """Whether an alert started in the fault, or soon after it."""
+    return any(at <= alert.start < at + fault.length + AFTER for alert in verdict.alerts)
+
+
+def learning() -> Iterator[tuple[str, dict[str, float]]]:
+    """Shares of faults told after clean learning, and after learning with the like of them."""
+    for kind in KINDS:
+        healthy = fleet(kind, 24, TICKS)
+        for fault in FAULTS:
+            shares = {}
+            for name in ("clean", "like"):
+                copies = []
+                for at, stream in enumerate(healthy):
+                    channel, one = at % stream.values.shape[1], replace(stream, id=str(at))
+                    if at % 2 == 0 and name == "like":
+                        one = faulty(one, channel, fault, PLACES[at % len(PLACES)], at)
+                    copies.append(faulty(one, channel, fault, AGAIN, at) if at % 2 == 0 else one)
+                judged = judged_at(copies, [WEEKLY.alert_budget], LEARNED, f"{kind} {fault.name}", declared=False)[0]
+                shares[name] = float(np.mean([told(verdict, fault, AGAIN - LEARNED) for verdict in judged[::2]]))
+            yield f"learning/{kind}/{fault.name}", shares
+
+
+def learned(streams: Sequence[Stream], ticks: int, *, declared: bool) -> Backtest:
+    """A profile of the first ticks of each stream."""
+    run = Backtest(WEEKLY, [recording([cut(stream, 0, ticks) for stream in streams])], Progress("learning"))
+    run.learn_all(Plan(declared=declared))
+    return run
+
+
+def judged(streams: Sequence[Stream], model: Backtest) -> list[Verdict]:
+    """What that profile makes of other streams."""
+    assert model.stream.detector is not None
+    run = Backtest(WEEKLY, [recording(streams)], Progress("judging"))
+    return verdicts(streams, run.run(None, (model.stream.detector, model.stream)))
+
+
+def starts(found: Sequence[Verdict], before: int = HOURS) -> int:
+    """Prediction alerts that began before a tick."""
+    return sum(start < before for verdict in found for start in verdict.starts())
+
+
+def joining() -> Iterator[tuple[str, dict[str, float]]]:
+    """Alerts of healthy devices that join, and shares of their faults that are told."""
+    pumps = fleet("pump", 12, HOURS, seed=3)
+    for ticks in (600, 2000):
+        for declared in (True, False):
+            model = learned(pumps, ticks, declared=declared)
+            new = [replace(cut(pump, ticks), id=f"new/{pump.id}") for pump in pumps]
+            found = judged(new, model)
+            figures: dict[str, float] = {"alerts_first_10_min": starts(found, 600), "alerts": starts(found)}
+            for at in (60, 150, 400, 1000):
+                fault = FAULTS[2]
+                broken = [faulty(pump, i % 4, fault, at, i) for i, pump in enumerate(new)]
+                shares = [told(verdict, fault, at) for verdict in judged([cut(s, 0, 2000) for s in broken], model)]
+                figures[f"shift_at_{at}_told"] = float(np.mean(shares))
+            yield f"joining/{'declared' if declared else 'live'}/{ticks}", figures
+
+
+def declared() -> Iterator[tuple[str, dict[str, float]]]:
+    """Alerts of healthy devices whose first ticks were declared."""
+    for kind in ("pump", "1/ar", "4/ar", "8/white", "8/heavy"):
+        streams = fleet(kind, 12, HOURS, seed=3)
+        for ticks in (600, 2000):
+            found = judged([cut(stream, ticks) for stream in streams], learned(streams, ticks, declared=True))
+            flagged = float(np.mean([verdict.flagged.mean() for verdict in found]))
+            yield f"declared/{kind}/{ticks}", {"alerts": starts(found), "flagged": flagged}
+
+
+def main() -> None:
+    """Run all, and print a line each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    out = parser.parse_args().out
+    summary = {}
+    for part in (learning, joining, declared):
+        for name, figures in part():
+            summary[name] = figures
+            print(f"{name:32}", "  ".join(f"{key} {value:.4g}" for key, value in figures.items()), flush=True)
+    save(out, summary)
+
+
+if __name__ == "__main__":
+    main()

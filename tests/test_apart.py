@@ -1,0 +1,145 @@
+"""What stands apart in the ticks that are learned from is not taken for health, and is told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sentinel.model.apart import LEAST_TICKS, MOST_SHARE, episodes
+from sentinel.model.kernel import QUANTUM
+from sentinel.model.learn import Learned, Series, learn
+from sentinel.records import Channel, Floats
+from tests import fleets
+from tests.test_learn import SMALL
+
+TICKS, FAR = 600, 16
+
+
+def quanta(errors: Floats) -> np.ndarray[tuple[int, int], np.dtype[np.int16]]:
+    return np.round(np.clip(errors, -20, 20) * QUANTUM).astype(np.int16)
+
+
+def found(errors: Floats, values: Floats | None = None) -> list[tuple[int, int]]:
+    return episodes(quanta(errors), fleets.healthy(len(errors)) if values is None else values, 100, FAR)
+
+
+def usual(seed: int = 0, heads: int = 3) -> Floats:
+    return np.random.default_rng(seed).normal(size=(TICKS, 3 * heads))
+
+
+class TestEpisodes:
+    def test_of_noise_there_are_none(self) -> None:
+        assert [found(usual(seed)) for seed in range(20)] == [[]] * 20
+
+    def test_of_noise_with_heavy_tails_there_are_none(self) -> None:
+        random = np.random.default_rng(1)
+        assert [found(random.standard_t(4, (TICKS, 9)) / 2) for _ in range(20)] == [[]] * 20
+
+    @pytest.mark.parametrize("at", [30, 300, TICKS - 10])
+    def test_ten_ticks_of_large_errors_are_one_that_holds_them(self, at: int) -> None:
+        errors = usual()
+        errors[at : at + 10, 4] += 12
+        ((begin, end),) = found(errors)
+        assert begin <= at + 2
+        assert at + 8 <= end <= at + 10 + 30
+
+    def test_what_a_fault_spoils_later_is_part_of_it(self) -> None:
+        errors = usual()
+        errors[300:310, 1] += 15
+        errors[300 + FAR : 310 + FAR, 7] += 15
+        assert len(found(errors)) == 1
+
+    def test_what_comes_three_times_is_how_the_device_is(self) -> None:
+        errors = usual()
+        for at in (150, 300, 450):
+            errors[at : at + 10, 4] += 15
+        assert found(errors) == []
+
+    def test_what_lasts_is_how_the_device_is(self) -> None:
+        errors = usual()
+        errors[300:, 4] += 15
+        assert found(errors) == []
+
+    def test_a_channel_that_seldom_switches_is_none(self) -> None:
+        values = fleets.healthy(TICKS)
+        values[:, 1] = 0.0
+        values[300:340, 1] = 1.0
+        errors = usual()
+        errors[:, 1::3] *= 0.01
+        errors[300:310, 1::3] = 20.0
+        assert found(errors, values) == []
+        assert found(errors) != []
+
+    def test_few_ticks_tell_nothing(self) -> None:
+        errors = usual()[: LEAST_TICKS - 1]
+        errors[100:110] += 15
+        assert found(errors) == []
+
+    @given(st.integers(0, 2**32 - 1), st.floats(0, 20), st.integers(1, 200), st.floats(0, 0.9))
+    def test_there_are_at_most_two_in_order_and_no_more_than_a_third(
+        self, seed: int, size: float, length: int, missing: float
+    ) -> None:
+        random = np.random.default_rng(seed)
+        errors = random.normal(size=(TICKS, 6))
+        at = int(random.integers(TICKS))
+        errors[at : at + length] += size
+        errors[random.random(errors.shape) < missing] = 0.0
+        places = episodes(quanta(errors), fleets.healthy(TICKS), int(random.integers(300)), FAR)
+        edges = [edge for place in places for edge in place]
+        assert edges == sorted(edges)
+        assert len(places) <= 2
+        assert sum(end - begin for begin, end in places) <= MOST_SHARE * TICKS
+
+
+def with_fault(values: Floats, at: int) -> Floats:
+    out = values.copy()
+    out[at : at + 10, 1] += 25.0
+    return out
+
+
+def learned(values: list[Floats], *, declared: bool = False) -> Learned:
+    series = [
+        Series(f"d{i}", fleets.START + np.arange(len(own), dtype=np.float64), own) for i, own in enumerate(values)
+    ]
+    return learn(series, [Channel(name) for name in fleets.CHANNELS], SMALL, seed=1, declared=declared)
+
+
+@pytest.fixture(scope="module")
+def healthy() -> list[Floats]:
+    return [fleets.healthy(TICKS + 200, i) for i in range(4)]
+
+
+@pytest.fixture(scope="module")
+def dirty(healthy: list[Floats]) -> Learned:
+    return learned([with_fault(healthy[0][:TICKS], 400), *(own[:TICKS] for own in healthy[1:])])
+
+
+class TestLearning:
+    def test_a_fault_while_learning_is_told_with_device_time_and_channel(self, dirty: Learned) -> None:
+        (apart,) = dirty.apart
+        assert (apart.device, apart.channel) == ("d0", "flow")
+        assert fleets.START + 390 <= apart.since <= fleets.START + 402
+        assert fleets.START + 408 <= apart.until <= fleets.START + 450
+        assert apart.value > 35
+        assert apart.usual == pytest.approx(20, abs=1)
+
+    def test_the_like_of_it_is_found_afterwards(self, dirty: Learned, healthy: list[Floats]) -> None:
+        stream = fleets.running(fleets.spec(model=SMALL, alert_budget=1 / 604800), dirty)
+        values, fired = with_fault(healthy[0], TICKS + 100), []
+        for t in range(TICKS, TICKS + 200):
+            outcome, _ = stream.absorb(fleets.readings(["d0"], np.array([fleets.START + t]), values[t][None]), 0.0)
+            fired += [t for moved in outcome.transitions if moved.alert.state == "firing"]
+        assert [TICKS + 100 <= t < TICKS + 112 for t in fired] == [True]
+
+    def test_a_healthy_fleet_has_nothing_to_tell(self, healthy: list[Floats]) -> None:
+        assert learned([own[:TICKS] for own in healthy]).apart == ()
+
+    def test_what_the_user_declared_is_told_and_learned(self, healthy: list[Floats]) -> None:
+        given = with_fault(healthy[0][:TICKS], 400)
+        done = learned([given], declared=True)
+        assert [apart.channel for apart in done.apart] == ["flow"]
+        layout = done.detector.layout
+        hi = layout.view(done.memory[1], "hi")[0, 1] * layout.view(done.memory[1], "s")[0, 1]
+        assert hi * done.detector.scale.spread[1] > 20
