@@ -317,6 +317,9 @@ class Backtest:
     Args:
         spec: of the profile; each row is a tick, whatever its `align_window`.
 
+    Attributes:
+        apart: `trainer.told_apart` of what was learned from.
+
     Raises:
         DataError: a channel of the profile is missing, or there is too little to learn from.
     """
@@ -336,6 +339,7 @@ class Backtest:
             msg = f"{recordings[0].path}: no numeric column to take for a channel"
             raise DataError(msg)
         self.devices: list[str] = list(dict.fromkeys(name for recording in recordings for name in recording.devices))
+        self.apart: list[str] = []
         self._recordings = recordings
         parts = [self._columns(recording) for recording in recordings]
         index = {name: at for at, name in enumerate(self.devices)}
@@ -558,6 +562,7 @@ class Backtest:
             placed=self.stream.placed(),
             progress=self._progress,
         )
+        self.apart += trainer.told_apart(learned, self.spec)
         if learned.better:
             trainer.adopt(self.stream, learned)
         return learned
@@ -579,6 +584,7 @@ class Backtest:
         if own:
             other.devices, other.device = list(self.devices), np.zeros_like(other.device)
         other.learn_all(plan)
+        self.apart += other.apart
         follows = own and float(self.time.min()) > float(other.time.max())
         if follows:
             self.stream = other.stream

@@ -17,6 +17,7 @@ from sentinel.stream.pipeline import ProfileStream
 
 FLEET_ENOUGH, FLEET_LEAST = 50, 4  # so many times `learn_after` in all are enough with a quarter of it a device
 RETRY_LEARNING = 60.0  # seconds after a failure
+MOST_APART = 10  # stretches of readings that the log tells one by one
 SAY_EVERY = 30.0  # seconds, while it learns
 SAY_SHARE = 0.25  # of what is needed, while it collects
 
@@ -31,6 +32,7 @@ class Learner:
         progress: share of that stage, 0 to 1.
         gathered: readings over those that the first learning needs, 0 to 1.
         failure: why the last learning gave nothing; "": it did, or there was none.
+        apart: `trainer.told_apart` of the model that runs.
     """
 
     def __init__(self, stream: ProfileStream, store: Path, seed: int) -> None:
@@ -38,6 +40,7 @@ class Learner:
         self.stage = "collecting"
         self.progress = self.gathered = 0.0
         self.failure = ""
+        self.apart: list[str] = []
         self._store = store
         self._seed = seed
         self._process: subprocess.Popen[bytes] | None = None
@@ -54,7 +57,7 @@ class Learner:
         return self._process is not None
 
     def scored_before(self, ticks: int) -> None:
-        """A model was found that had learned from so many ticks."""
+        """A model runs that had learned from so many ticks."""
         self._next_at = next_learning(max(ticks, 1))
 
     def consider(self, now: float) -> None:
@@ -129,7 +132,12 @@ class Learner:
         said = self._said
         if "version" in said:
             self.failure = ""
+            apart = said.pop("apart")
             self._say("learned", **said, seconds=round(now - self._began, 1))
+            for sentence in apart[:MOST_APART]:
+                log.warning("stood apart while learning", profile=self.stream.spec.name, what=sentence)
+            if more := len(apart[MOST_APART:]):
+                log.warning("stood apart while learning", profile=self.stream.spec.name, what=f"{more} more")
             return str(said["version"])
         if "kept" in said:
             self._say("champion stays", reason=said["reason"], seconds=round(now - self._began, 1))

@@ -45,7 +45,7 @@ from sentinel.adapters.store import AnyStore, Row, SnapshotReport, SnapshotWrite
 from sentinel.errors import ConfigError, ModelError, SentinelError, StoreError, Unavailable
 from sentinel.host import Host, Rebirths, denies
 from sentinel.intake import Intake, dead_letter
-from sentinel.learner import Learner
+from sentinel.learner import MOST_APART, Learner
 from sentinel.model.learn import warm
 from sentinel.records import (
     Command,
@@ -676,6 +676,7 @@ class Service:
         detector, manifest, _ = loaded
         live = self.pipeline.profiles[name]
         self._learners[name].scored_before(int(live.table.ticks.sum()))
+        self._learners[name].apart = manifest["apart"]
         self.metrics.model(name, detector.version, detector.spec.cell, float(manifest["trained"]))
 
     def _report(self, now: float) -> None:
@@ -722,6 +723,7 @@ class Service:
                 "devices": states,
                 "firing": firing,
                 "failure": learner.failure,
+                "apart": learner.apart[:MOST_APART],
             }
             seen = view[name]
             states_of = stream.state_codes()[slots]

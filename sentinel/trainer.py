@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,12 @@ from sentinel.adapters.models import load_model, model_path, save_model
 from sentinel.adapters.store import JournalReader, Turn, open_reader
 from sentinel.errors import DataError, ModelError, SentinelError
 from sentinel.model import archive
-from sentinel.model.learn import Learned, anew, learn
+from sentinel.model.learn import Apart, Learned, anew, learn
 from sentinel.model.score import Detector
 from sentinel.records import Channel, Floats, Ints, ProfileSpec, Readings
+from sentinel.stream.alerts import quantity
 from sentinel.stream.align import Batch
+from sentinel.stream.maintenance import DATED, UNDATED, local
 from sentinel.stream.pipeline import ProfileStream, series_of
 
 ENTRY = """
@@ -85,7 +87,8 @@ def run(job: Job, tell: Callable[[str, float], None]) -> dict[str, Any]:
     """Learn, catch up, save.
 
     Returns:
-        {"version", "position", "ticks", "device_seconds", "loss_before", "loss"} or, where the champion stays, {"kept", "reason"}.
+        {"version", "position", "ticks", "device_seconds", "loss_before", "loss", "apart"} or, where the champion stays,
+        {"kept", "reason"}.
 
     Raises:
         DataError: there is too little to learn from.
@@ -134,11 +137,21 @@ def run(job: Job, tell: Callable[[str, float], None]) -> dict[str, Any]:
                 pass
             if position - began < CAUGHT_UP:
                 break
-        version = save(models, stream, learned.detector, position)
+        apart = told_apart(learned, job.spec)
+        # A network that learned on keeps the devices' statistics, and what they are not from.
+        kept = champion[1]["apart"] if champion else []
+        version = save(models, stream, learned.detector, position, apart or kept)
         ticks = sum(len(s) for s in series)
         seconds = sum(covered(s.time, learned.detector.interval) for s in series)
         losses = {"loss_before": finite(before), "loss": finite(after)}
-        return {"version": version, "position": position, "ticks": ticks, "device_seconds": round(seconds, 1), **losses}
+        facts = {
+            "version": version,
+            "position": position,
+            "ticks": ticks,
+            "device_seconds": round(seconds, 1),
+            **losses,
+        }
+        return facts | {"apart": apart}
 
 
 def covered(times: Floats, interval: float) -> float:
@@ -147,13 +160,35 @@ def covered(times: Floats, interval: float) -> float:
     return float(steps[~anew(steps, interval)].sum())
 
 
+def told_apart(learned: Learned, spec: ProfileSpec) -> list[str]:
+    """In words what stood apart from all else that was learned from, and what became of it."""
+    units = {channel.name: channel.unit for channel in spec.channels or ()}
+    become = "learned as normal, because you declared it" if learned.detector.declared else "not learned"
+
+    def told(one: Apart) -> str:
+        unit = units.get(one.channel, "")
+        since = f"time {one.since:g}"
+        if DATED < one.since < UNDATED:
+            since = f"{local(one.since, spec.timezone):%Y-%m-%d %H:%M:%S %Z}"
+        return (
+            f"{one.device}: {one.channel} {quantity(one.value, unit)} (usually {quantity(one.usual, unit)}) at {since}, "
+            f"{one.ticks} readings unlike all others, {become}"
+        )
+
+    return [told(one) for one in learned.apart]
+
+
 def adopt(stream: ProfileStream, learned: Learned) -> None:
     """Let a stream run what was learned, each device with its memory."""
     stream.adopt(learned.detector, learned.devices, learned.memory)
 
 
-def save(models: Path, stream: ProfileStream, detector: Detector, position: int) -> str:
-    """Write a detector with the stream's devices as of a journal position; returns the version."""
+def save(models: Path, stream: ProfileStream, detector: Detector, position: int, apart: Sequence[str] = ()) -> str:
+    """Write a detector with the stream's devices as of a journal position; returns the version.
+
+    Args:
+        apart: `told_apart`.
+    """
     slots = np.array(list(stream.table), dtype=np.int64)
     tensors, manifest = archive.pack(detector)
     rows = stream.rows(slots)
@@ -166,6 +201,7 @@ def save(models: Path, stream: ProfileStream, detector: Detector, position: int)
         "devices": [stream.table.ids[slot] for slot in slots],
         "table_channels": export["channels"],
         "pending": export["pending"],
+        "apart": list(apart),
     }
     return save_model(models, stream.spec.name, tensors, manifest)
 
@@ -190,6 +226,8 @@ def _check(manifest: Mapping[str, Any]) -> None:
         or not isinstance(manifest.get("table_channels"), list)
         or not all(isinstance(channel, str) for channel in manifest["table_channels"])
         or not isinstance(manifest.get("pending"), list)
+        or not isinstance(manifest.get("apart"), list)
+        or not all(isinstance(sentence, str) for sentence in manifest["apart"])
         or type(manifest.get("position")) is not int
         or not isinstance(manifest.get("trained"), int | float)
         or (rows is not None and (rows["dtype"] != "uint8" or len(rows["shape"]) != 2))

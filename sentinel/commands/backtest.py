@@ -83,7 +83,7 @@ def backtest(
         run = Backtest(spec, recordings, tell)
         result = run.run(plan, stored)
     summary = result.summary()
-    summary["notes"] = [*_cautions(result), *(note for recording in recordings for note in recording.notes)]
+    summary["notes"] = [*_cautions(result), *run.apart, *(note for recording in recordings for note in recording.notes)]
     times = np.concatenate([recording.time_text for recording in recordings])
     _done(result, summary, times, out, json_file)
     return 0

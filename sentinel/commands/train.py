@@ -48,11 +48,12 @@ def train(
         if from_journal:
             done = trainer.run(_job(store, spec, since, until, seed), tell)
             version, ticks, losses = done["version"], done["ticks"], [done["loss_before"], done["loss"]]
-            seconds = done["device_seconds"]
+            seconds, apart = done["device_seconds"], done["apart"]
         else:
             run = Backtest(spec, read_tables(data, label_column=label_column), tell)
             learned = run.learn_all(Plan(declared=True, seed=seed))
-            version = trainer.save(store / "models", run.stream, learned.detector, 0)
+            apart = trainer.told_apart(learned, spec)
+            version = trainer.save(store / "models", run.stream, learned.detector, 0, apart)
             seconds = run.covered()
             ticks, losses = int(run.stream.table.ticks.sum()), [trainer.finite(loss) for loss in learned.losses]
     detector, manifest, _ = trainer.load(store / "models", profile, version)
@@ -66,11 +67,13 @@ def train(
         "interval_seconds": detector.interval,
         "loss_before": losses[0],
         "loss_after": losses[1],
+        "apart": apart,
     }
     if json_file is not None:
         write_json(json_file, result)
     say(f"model {version} of profile {profile}")
     show_facts(_facts(result), indent="  ")
+    say(*(f"note: {sentence}; if it was a fault, leave it out" for sentence in apart))
     say(*_shortcoming(seconds, spec.alert_budget), "`sentinel run` uses it from its next start")
     return 0
 
