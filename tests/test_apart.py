@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,6 +14,7 @@ from sentinel.model.apart import LEAST_TICKS, MOST_SHARE, episodes
 from sentinel.model.kernel import QUANTUM
 from sentinel.model.learn import Learned, Series, learn
 from sentinel.records import Channel, Floats
+from sentinel.trainer import told_apart
 from tests import fleets
 from tests.test_learn import SMALL
 
@@ -143,3 +147,16 @@ class TestLearning:
         layout = done.detector.layout
         hi = layout.view(done.memory[1], "hi")[0, 1] * layout.view(done.memory[1], "s")[0, 1]
         assert hi * done.detector.scale.spread[1] > 20
+
+    def test_it_is_told_in_words(self, dirty: Learned) -> None:
+        (sentence,) = told_apart(dirty, fleets.spec(timezone="Europe/Berlin"))
+        assert re.fullmatch(
+            r"d0: flow \d\d\.?\d? m3/h \(usually (19|20)\.?\d? m3/h\) at 2023-11-14 23:1\d:\d\d CET, "
+            r"\d\d readings unlike all others, not learned",
+            sentence,
+        )
+
+    def test_a_time_that_is_no_date_is_told_as_it_is(self, dirty: Learned) -> None:
+        (one,) = dirty.apart
+        undated = replace(dirty, apart=(replace(one, since=390.0),))
+        assert " at time 390, " in told_apart(undated, fleets.spec())[0]
