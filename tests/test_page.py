@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
@@ -483,7 +484,14 @@ class TestCommands:
         server.stop()
 
 
-STATUS = {"model": None, "training": False, "stage": "collecting", "progress": 0.4, "failure": ""}
+STATUS: dict[str, Any] = {
+    "model": None,
+    "training": False,
+    "stage": "collecting",
+    "progress": 0.4,
+    "failure": "",
+    "apart": [],
+}
 
 
 def alert(device: str, score: float = 2.0, state: Any = "firing") -> Alert:
@@ -549,6 +557,14 @@ class TestTenThousandDevices:
             assert min(took) < 0.5
             assert len(said) < 60_000
             assert len(links(said)) == PAGE
+        server.stop()
+
+    def test_what_stood_apart_while_learning_is_said_of_its_profile(self) -> None:
+        page, server = shown(3)
+        fleet = fleet_of(3)
+        said = "pump-1: flow 9 <m3/h> (usually 2 m3/h), 12 readings unlike all others, not learned"
+        page.show(Fleet([replace(fleet.profiles[0], status=STATUS | {"apart": [said]})], fleet.now))
+        assert "Stood apart while it learned: pump-1: flow 9 &lt;m3/h&gt;" in text(server, "/")
         server.stop()
 
     def test_pages_cut_the_sorted_whole(self) -> None:
