@@ -200,7 +200,8 @@ class Intake:
 
 def _where(fate: Fate, spec: ProfileSpec) -> str:
     device = "device.path" if spec.device_path else "topic"
-    shape = "channel" if spec.naming else "readings" if spec.readings_path else "format"
+    shapes = ["readings"] * bool(spec.readings_path) + ["channel"] * bool(spec.naming)
+    shape = " and ".join(shapes) or "format"
     return _WHERE[fate].format(profile=f"profiles.{spec.name}", device=device, shape=shape)
 
 

@@ -163,7 +163,7 @@ def covered(times: Floats, interval: float) -> float:
 def told_apart(learned: Learned, spec: ProfileSpec) -> list[str]:
     """In words what stood apart from all else that was learned from, and what became of it."""
     units = {channel.name: channel.unit for channel in spec.channels or ()}
-    become = "learned as normal, because you declared it" if learned.detector.declared else "not learned"
+    become = "learned as normal, for you declared them" if learned.detector.declared else "not learned"
 
     def told(one: Apart) -> str:
         unit = units.get(one.channel, "")
@@ -171,8 +171,8 @@ def told_apart(learned: Learned, spec: ProfileSpec) -> list[str]:
         if DATED < one.since < UNDATED:
             since = f"{local(one.since, spec.timezone):%Y-%m-%d %H:%M:%S %Z}"
         return (
-            f"{one.device}: {one.channel} {quantity(one.value, unit)} (usually {quantity(one.usual, unit)}) at {since}, "
-            f"{one.ticks} readings unlike all others, {become}"
+            f"{one.device}: {one.channel} {quantity(one.value, unit)} (usually {quantity(one.usual, unit)}) at {since} "
+            f"was unlike all else; {one.ticks} readings of about then were {become}"
         )
 
     return [told(one) for one in learned.apart]

@@ -151,12 +151,12 @@ class TestLearning:
     def test_it_is_told_in_words(self, dirty: Learned) -> None:
         (sentence,) = told_apart(dirty, fleets.spec(timezone="Europe/Berlin"))
         assert re.fullmatch(
-            r"d0: flow \d\d\.?\d? m3/h \(usually (19|20)\.?\d? m3/h\) at 2023-11-14 23:1\d:\d\d CET, "
-            r"\d\d readings unlike all others, not learned",
+            r"d0: flow \d\d\.?\d? m3/h \(usually (19|20)\.?\d? m3/h\) at 2023-11-14 23:1\d:\d\d CET "
+            r"was unlike all else; \d\d readings of about then were not learned",
             sentence,
         )
 
     def test_a_time_that_is_no_date_is_told_as_it_is(self, dirty: Learned) -> None:
         (one,) = dirty.apart
         undated = replace(dirty, apart=(replace(one, since=390.0),))
-        assert " at time 390, " in told_apart(undated, fleets.spec())[0]
+        assert " at time 390 was " in told_apart(undated, fleets.spec())[0]

@@ -562,7 +562,7 @@ class TestTenThousandDevices:
     def test_what_stood_apart_while_learning_is_said_of_its_profile(self) -> None:
         page, server = shown(3)
         fleet = fleet_of(3)
-        said = "pump-1: flow 9 <m3/h> (usually 2 m3/h), 12 readings unlike all others, not learned"
+        said = "pump-1: flow 9 <m3/h> (usually 2 m3/h) was unlike all else"
         page.show(Fleet([replace(fleet.profiles[0], status=STATUS | {"apart": [said]})], fleet.now))
         assert "Stood apart while it learned: pump-1: flow 9 &lt;m3/h&gt;" in text(server, "/")
         server.stop()
