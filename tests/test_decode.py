@@ -169,6 +169,13 @@ class TestRefusals:
         assert out.readings[0].values[0, 1] == 2
         assert out.bad_values == {"pump": 1}
 
+    def test_values_of_no_number_and_numbers_too_large_are_counted_together(self) -> None:
+        out = decode(
+            pump({"ts": 1, "pressure": "high", "flow": {"value": 2}}),
+            pump({"ts": 2, "pressure": 3, "flow": {"value": 1e31}}),
+        )
+        assert out.bad_values == {"pump": 2}
+
     def test_retained_without_an_event_time_announces_the_device_only(self) -> None:
         out = decode(Message("home/attic/temp", b"21.5", retain=True))
         assert out.fates == [Fate.RETAINED]

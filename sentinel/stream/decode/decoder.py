@@ -240,7 +240,7 @@ class Decoder:
             if (heard := profile.edges.heard(name)) is not None:
                 out.inputs.append(heard)
             if profile.bad:
-                out.bad_values[name] = profile.bad
+                out.bad_values[name] = out.bad_values.get(name, 0) + profile.bad
             if profile.unknown:
                 out.unknown[name] = profile.unknown
             profile.clear()
