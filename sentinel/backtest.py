@@ -25,7 +25,7 @@ from sentinel.stream.pipeline import Outcome, ProfileStream, Ticks
 CHUNK = 2048  # rows absorbed at once; no outcome depends on it
 DEFAULT_SHARE, DEFAULT_ROWS = 0.15, 750
 OTHER_BUDGETS = {"1/month": 7 / (30.4375 * WEEK), "1/week": 1 / WEEK, "1/day": 7 / WEEK}
-TERMS = ("highest", "together", "joint", "count", "unsure", "tail", "slope")
+TERMS = ("highest", "together", "joint", "count", "unsure", "tail", "slope", "highest_rare", "together_rare")
 
 Progress = Callable[[str, float], None]
 
@@ -75,7 +75,7 @@ class Result:
         channels: F names; expected, low, high are in their units, NaN where there is none.
         learned: rows that were learned from: no score, no anomaly.
         alert: id of the open alert, "" where there is none.
-        terms: what each score is made of, (T, 7); None: there is none.
+        terms: what each score is made of, (T, 9); None: there is none.
         elsewhere: rows of other recordings that were learned from.
         would_have_fired: alerts at other budgets, by budget.
         alerts: every transition, in order.
@@ -278,7 +278,7 @@ class Judged:
 
     Attributes:
         score, p_value, anomaly: (B,).
-        terms: what each score is made of, (B, 7).
+        terms: what each score is made of, (B, 9).
         band: expected value, low, high, (B, F of the channels asked for) each.
     """
 

@@ -19,15 +19,17 @@ WITHIN, LEAST = 60.0, 10  # seconds and messages that are judged together: which
 SPAN = 10.0  # seconds whose messages are forgotten together
 BEGINS, ENDS = 0.5, 0.25  # share of them that is refused: over the one, until it is no more than the other
 AGAIN = 600.0  # seconds after which the log tells once more what lasts
+MOST_UNREAD, SHOWN = 1000, 3  # devices that are kept, and shown
 LETTER_BYTES = 1024  # of the payload
+_NO_PAYLOAD = frozenset({Fate.OVERFULL, Fate.LATE, Fate.BAD_DEVICE})  # refused whatever is in it
 _UNHEARD, _REFUSED = "no message has come", "messages are refused"
 _TAKEN = frozenset({Fate.ACCEPTED, Fate.RETAINED, Fate.DUPLICATE})
 _WHERE: Mapping[Fate, str] = {
     Fate.LATE: "the senders' clocks and {profile}.align_window",
     Fate.OVERFULL: "{profile}.max_devices, and whether device ids change with each message",
     Fate.UNBORN: "mqtt.rebirth",
-    Fate.NO_CHANNEL: "{profile}.channels",
-    Fate.BAD_VALUE: "{profile}.channels",
+    Fate.NO_CHANNEL: "{profile}.{channels}",
+    Fate.BAD_VALUE: "{profile}.{channels}",
     Fate.BAD_TIME: "{profile}.time",
     Fate.BAD_DEVICE: "{profile}.{device}",
     Fate.BAD_SHAPE: "{profile}.{shape}",
@@ -74,6 +76,43 @@ class _Profile:
         self.spans = deque([_Span(-math.inf)])
         self.trouble: Trouble | None = None
         self.told = -math.inf
+        self.unread: dict[str, tuple[str, float]] = {}  # devices without a reading: what is wrong, and when it was
+        self.unread_told, self.told_of = -math.inf, 0
+
+    def refused(self, refusal: Refusal) -> None:
+        """Note a message that was refused, and the device that it leaves without a reading."""
+        newest, device = self.spans[-1], refusal.device
+        if refusal.fate not in newest.examples:
+            newest.examples[refusal.fate] = refusal.detail
+        if not device or refusal.fate in _NO_PAYLOAD or device in self.stream.table.slot_of:
+            return
+        if device in self.unread or len(self.unread) < MOST_UNREAD:
+            before = self.unread.get(device)
+            self.unread[device] = before[0] if before else refusal.detail, newest.began
+
+    def look_at_unread(self, now: float) -> list[str]:
+        """Devices that send, and none of whose messages could be used; the log is told of them, too.
+
+        Most messages of the profile are good, else that is told.
+        """
+        known = self.stream.table.slot_of
+        self.unread = {
+            device: (detail, at)
+            for device, (detail, at) in self.unread.items()
+            if device not in known and now - at < AGAIN
+        }
+        if self.trouble is not None or not self.unread:
+            return []
+        shown = [f"{device}: {detail}" for device, (detail, _) in list(self.unread.items())[:SHOWN]]
+        if more := len(self.unread) - len(shown):
+            shown.append(f"{more} more")
+        if len(self.unread) > self.told_of and now - self.unread_told >= AGAIN:
+            spec = self.stream.spec
+            remedy = f"look at their payloads, or leave them out of profiles.{spec.name}.topic; examples are on {self.letters}"
+            log.warning("devices are not understood", profile=spec.name, devices=shown, remedy=remedy)
+            self.unread_told = now
+        self.told_of = len(self.unread)
+        return shown
 
     def look(self, now: float, *, settled: bool) -> Trouble | None:
         """Judge, and let the log know what changed.
@@ -166,10 +205,12 @@ class Intake:
 
     Attributes:
         reasons: what is wrong, a line a profile; replaced, never changed, so that any thread may read it.
+        unread: of profiles that are well, devices of which no message could be used, and why; a line each.
     """
 
     def __init__(self, profiles: Mapping[str, ProfileStream], prefix: str) -> None:
         self.reasons: tuple[str, ...] = ()
+        self.unread: Mapping[str, list[str]] = {}
         self._profiles = {name: _Profile(stream, prefix) for name, stream in profiles.items()}
         self._listened = 0.0  # seconds
         self._judged = math.nan
@@ -179,9 +220,7 @@ class Intake:
         for name, fates in messages.items():
             self._profiles[name].spans[-1].fates.update(fates)
         for refusal in refusals:
-            examples = self._profiles[refusal.profile].spans[-1].examples
-            if refusal.fate not in examples:
-                examples[refusal.fate] = refusal.detail
+            self._profiles[refusal.profile].refused(refusal)
 
     def judge(self, now: float, *, listening: bool) -> None:
         """Judge all profiles; to be called about once a second.
@@ -195,6 +234,8 @@ class Intake:
             settled = self._listened >= WITHIN
             found = [profile.look(now, settled=settled) for profile in self._profiles.values()]
             self.reasons = tuple(trouble.words for trouble in found if trouble is not None)
+            if settled:
+                self.unread = {name: profile.look_at_unread(now) for name, profile in self._profiles.items()}
         self._judged = now if listening else math.nan
 
 
@@ -202,7 +243,8 @@ def _where(fate: Fate, spec: ProfileSpec) -> str:
     device = "device.path" if spec.device_path else "topic"
     shapes = ["readings"] * bool(spec.readings_path) + ["channel"] * bool(spec.naming)
     shape = " and ".join(shapes) or "format"
-    return _WHERE[fate].format(profile=f"profiles.{spec.name}", device=device, shape=shape)
+    channels = "channel and channels" if spec.naming else "channels"
+    return _WHERE[fate].format(profile=f"profiles.{spec.name}", device=device, shape=shape, channels=channels)
 
 
 def dead_letter(refusal: Refusal, message: Message) -> bytes:

@@ -163,6 +163,7 @@ class ProfileSpec:
         alert_budget: alerts per second and device; 0: off (no prediction alerts).
         threshold: explicit threshold on the surprise, replacing the budget's; None: from the budget.
         silence_after: receive-time seconds without a reading; None: max(300 s, 10 usual intervals); 0: off.
+        offline_after: receive-time seconds that a device may be offline; None: any.
         max_gap: event-time seconds; a longer gap resets the state and breaks the gap rule;
             None: 64 usual intervals reset the state, no rule.
         stuck_after: ticks of one value that break the stuck rule; None: from the longest run learned; 0: off.
@@ -185,6 +186,7 @@ class ProfileSpec:
     alert_budget: float = 1 / 604800
     threshold: float | None = None
     silence_after: float | None = None
+    offline_after: float | None = None
     max_gap: float | None = None
     stuck_after: int | None = None
     align_window: float = 0.0

@@ -676,7 +676,7 @@ class Service:
         detector, manifest, _ = loaded
         live = self.pipeline.profiles[name]
         self._learners[name].scored_before(int(live.table.ticks.sum()))
-        self._learners[name].apart = manifest["apart"]
+        self._learners[name].apart = [one["told"] for one in manifest["apart"]]
         self.metrics.model(name, detector.version, detector.spec.cell, float(manifest["trained"]))
 
     def _report(self, now: float) -> None:
@@ -724,6 +724,7 @@ class Service:
                 "firing": firing,
                 "failure": learner.failure,
                 "apart": learner.apart[:MOST_APART],
+                "unread": self.intake.unread.get(name, []),
             }
             seen = view[name]
             states_of = stream.state_codes()[slots]

@@ -26,7 +26,7 @@ from sentinel.model import archive
 from sentinel.model.learn import Apart, Learned, anew, learn
 from sentinel.model.score import Detector
 from sentinel.records import Channel, Floats, Ints, ProfileSpec, Readings
-from sentinel.stream.alerts import quantity
+from sentinel.stream.alerts import rounded
 from sentinel.stream.align import Batch
 from sentinel.stream.maintenance import DATED, UNDATED, local
 from sentinel.stream.pipeline import ProfileStream, series_of
@@ -115,6 +115,7 @@ def run(job: Job, tell: Callable[[str, float], None]) -> dict[str, Any]:
             )
         champion = load(models, job.spec.name, job.champion) if job.champion else None
         given = {channel.name: channel for channel in stream.spec.channels or ()}
+        kept = champion[1]["apart"] if champion and not job.declared else []
         learned = learn(
             series,
             [given.get(name, Channel(name)) for name in stream.channels],
@@ -123,6 +124,7 @@ def run(job: Job, tell: Callable[[str, float], None]) -> dict[str, Any]:
             declared=job.declared,
             start=champion[0] if champion else None,
             placed=shadow(job.spec, *champion).placed() if champion else None,
+            left_out=[tuple(one["left_out"]) for one in kept if one["left_out"]],
             progress=tell,
         )
         before, after = learned.losses
@@ -137,10 +139,7 @@ def run(job: Job, tell: Callable[[str, float], None]) -> dict[str, Any]:
                 pass
             if position - began < CAUGHT_UP:
                 break
-        apart = told_apart(learned, job.spec)
-        # A network that learned on keeps the devices' statistics, and what they are not from.
-        kept = champion[1]["apart"] if champion else []
-        version = save(models, stream, learned.detector, position, apart or kept)
+        version = save(models, stream, learned.detector, position, [*kept, *noted(learned, job.spec)])
         ticks = sum(len(s) for s in series)
         seconds = sum(covered(s.time, learned.detector.interval) for s in series)
         losses = {"loss_before": finite(before), "loss": finite(after)}
@@ -151,7 +150,7 @@ def run(job: Job, tell: Callable[[str, float], None]) -> dict[str, Any]:
             "device_seconds": round(seconds, 1),
             **losses,
         }
-        return facts | {"apart": apart}
+        return facts | {"apart": told_apart(learned, job.spec)}
 
 
 def covered(times: Floats, interval: float) -> float:
@@ -166,12 +165,12 @@ def told_apart(learned: Learned, spec: ProfileSpec) -> list[str]:
     become = "learned as normal, for you declared them" if learned.detector.declared else "not learned"
 
     def told(one: Apart) -> str:
-        unit = units.get(one.channel, "")
+        unit, away = f" {units.get(one.channel, '')}".rstrip(), abs(one.value - one.usual)
         since = f"time {one.since:g}"
         if DATED < one.since < UNDATED:
             since = f"{local(one.since, spec.timezone):%Y-%m-%d %H:%M:%S %Z}"
         return (
-            f"{one.device}: {one.channel} {quantity(one.value, unit)} (usually {quantity(one.usual, unit)}) at {since} "
+            f"{one.device}: {one.channel} {rounded(one.value, away)}{unit} (usually {rounded(one.usual, away)}{unit}) at {since} "
             f"was unlike all else; {one.ticks} readings of about then were {become}"
         )
 
@@ -183,11 +182,22 @@ def adopt(stream: ProfileStream, learned: Learned) -> None:
     stream.adopt(learned.detector, learned.devices, learned.memory)
 
 
-def save(models: Path, stream: ProfileStream, detector: Detector, position: int, apart: Sequence[str] = ()) -> str:
+def noted(learned: Learned, spec: ProfileSpec) -> list[dict[str, Any]]:
+    """`told_apart` for a manifest, with what was left out of learning: device, and event times [from, to]; null: nothing."""
+    declared = learned.detector.declared
+    return [
+        {"told": told, "left_out": None if declared else [one.device, one.since, one.until]}
+        for one, told in zip(learned.apart, told_apart(learned, spec), strict=True)
+    ]
+
+
+def save(
+    models: Path, stream: ProfileStream, detector: Detector, position: int, apart: Sequence[dict[str, Any]] = ()
+) -> str:
     """Write a detector with the stream's devices as of a journal position; returns the version.
 
     Args:
-        apart: `told_apart`.
+        apart: `noted`.
     """
     slots = np.array(list(stream.table), dtype=np.int64)
     tensors, manifest = archive.pack(detector)
@@ -227,13 +237,22 @@ def _check(manifest: Mapping[str, Any]) -> None:
         or not all(isinstance(channel, str) for channel in manifest["table_channels"])
         or not isinstance(manifest.get("pending"), list)
         or not isinstance(manifest.get("apart"), list)
-        or not all(isinstance(sentence, str) for sentence in manifest["apart"])
+        or not all(map(_says_apart, manifest["apart"]))
         or type(manifest.get("position")) is not int
         or not isinstance(manifest.get("trained"), int | float)
         or (rows is not None and (rows["dtype"] != "uint8" or len(rows["shape"]) != 2))
         or (rows["shape"][0] if rows is not None else 0) != len(devices)
     ):
         raise ModelError("the model's manifest does not say which devices it was saved with; train anew")
+
+
+def _says_apart(one: Any) -> bool:
+    if not isinstance(one, dict) or not isinstance(one.get("told"), str):
+        return False
+    match one.get("left_out", ""):
+        case None | [str(), float() | int(), float() | int()]:
+            return True
+    return False
 
 
 def shadow(

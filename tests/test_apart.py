@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from sentinel.model.apart import LEAST_TICKS, MOST_SHARE, episodes
 from sentinel.model.kernel import QUANTUM
-from sentinel.model.learn import Learned, Series, learn
-from sentinel.records import Channel, Floats
+from sentinel.model.learn import Learned, Series, Stretch, learn
+from sentinel.model.score import Detector
+from sentinel.records import Channel, Floats, ModelSpec
 from sentinel.trainer import told_apart
 from tests import fleets
 from tests.test_learn import SMALL
@@ -103,11 +104,25 @@ def with_fault(values: Floats, at: int) -> Floats:
     return out
 
 
-def learned(values: list[Floats], *, declared: bool = False) -> Learned:
+def learned(
+    values: list[Floats],
+    *,
+    declared: bool = False,
+    spec: ModelSpec = SMALL,
+    start: Detector | None = None,
+    left_out: tuple[Stretch, ...] = (),
+) -> Learned:
     series = [
         Series(f"d{i}", fleets.START + np.arange(len(own), dtype=np.float64), own) for i, own in enumerate(values)
     ]
-    return learn(series, [Channel(name) for name in fleets.CHANNELS], SMALL, seed=1, declared=declared)
+    channels = [Channel(name) for name in fleets.CHANNELS]
+    return learn(series, channels, spec, seed=1, declared=declared, start=start, left_out=left_out)
+
+
+def highest_flow(done: Learned, row: int) -> float:
+    """The end of the range so far of channel "flow", over the device's median, in its unit."""
+    view = done.detector.layout.view
+    return float(view(done.memory[1], "hi")[row, 1] * view(done.memory[1], "s")[row, 1] * done.detector.scale.spread[1])
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +152,22 @@ class TestLearning:
             fired += [t for moved in outcome.transitions if moved.alert.state == "firing"]
         assert [TICKS + 100 <= t < TICKS + 112 for t in fired] == [True]
 
+    def test_a_network_that_must_begin_anew_leaves_it_out_too(self, dirty: Learned, healthy: list[Floats]) -> None:
+        given = [with_fault(healthy[0][:TICKS], 400), *(own[:TICKS] for own in healthy[1:])]
+        larger = replace(SMALL, hidden=SMALL.hidden + 1)
+        again = learned(given, spec=larger, start=dirty.detector)
+        assert [apart.device for apart in again.apart] == ["d0"]
+        assert highest_flow(again, 0) < 10
+
+    def test_what_was_left_out_once_is_left_out_where_a_network_learns_on(
+        self, dirty: Learned, healthy: list[Floats]
+    ) -> None:
+        given = [with_fault(healthy[0][: TICKS + 60], 400), *(own[: TICKS + 60] for own in healthy[1:])]
+        (one,) = dirty.apart
+        assert highest_flow(learned(given, start=dirty.detector), 0) > 20
+        again = learned(given, start=dirty.detector, left_out=((one.device, one.since, one.until),))
+        assert (again.apart, highest_flow(again, 0) < 10) == ((), True)
+
     def test_a_healthy_fleet_has_nothing_to_tell(self, healthy: list[Floats]) -> None:
         assert learned([own[:TICKS] for own in healthy]).apart == ()
 
@@ -144,9 +175,7 @@ class TestLearning:
         given = with_fault(healthy[0][:TICKS], 400)
         done = learned([given], declared=True)
         assert [apart.channel for apart in done.apart] == ["flow"]
-        layout = done.detector.layout
-        hi = layout.view(done.memory[1], "hi")[0, 1] * layout.view(done.memory[1], "s")[0, 1]
-        assert hi * done.detector.scale.spread[1] > 20
+        assert highest_flow(done, 0) > 20
 
     def test_it_is_told_in_words(self, dirty: Learned) -> None:
         (sentence,) = told_apart(dirty, fleets.spec(timezone="Europe/Berlin"))

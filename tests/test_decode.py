@@ -100,6 +100,21 @@ class TestReadings:
         (readings,) = decode(Message("x/1", orjson.dumps({"t": value, "v": 1})), specs=(spec,)).readings
         assert readings.time[0] == pytest.approx(seconds)
 
+    @pytest.mark.parametrize(("unit", "meant", "factor"), [("ms", "s", 1), ("us", "ms", 1e3), ("ns", "s", 1)])
+    def test_a_time_of_the_seventies_that_is_of_today_in_another_unit_is_refused(
+        self, unit: str, meant: str, factor: float
+    ) -> None:
+        spec = ProfileSpec("x", topic="x/{device}", time=EventTime(("t",), unit), channels=(Channel("v", ("v",)),))  # type: ignore[arg-type]
+        today = 1_795_935_173.0
+
+        def taken(value: float) -> Decoded:
+            return decode(Message("x/1", orjson.dumps({"t": value, "v": 1}), received=today + 60), specs=(spec,))
+
+        (refusal,) = taken(today * factor).refusals
+        assert refusal.fate == Fate.BAD_TIME
+        assert refusal.detail.endswith(f"is out of range in {unit}; in {meant} it would be 2026-11-29 06:52")
+        assert taken(5000 * factor).readings  # a device whose clock began with it
+
     def test_a_device_id_may_lie_in_the_payload(self) -> None:
         spec = ProfileSpec("x", topic="x/all", device_path=("id",), channels=(Channel("v", ("v",)),))
         (readings,) = decode(Message("x/all", b'{"id": 7, "v": 1}'), specs=(spec,)).readings

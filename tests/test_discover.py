@@ -173,7 +173,9 @@ class TestPayloads:
 
     def test_leaves_of_one_name_get_longer_names(self) -> None:
         channels = one(series(["d/1/x", "d/2/x"], {"a": {"t": 1.5}, "b": {"t": 2.5}}))["channels"]
-        assert channels == [{"name": "t", "path": "a.t"}, {"name": "b_t", "path": "b.t"}]
+        assert channels == [{"name": "a_t", "path": "a.t"}, {"name": "b_t", "path": "b.t"}]
+        channels = one(series(["d/1/x", "d/2/x"], {"a": {"heat": 1.5}, "b": {"heat": 2.5}}))["channels"]
+        assert channels == [{"name": "heat", "path": "a.heat"}, {"name": "b_heat", "path": "b.heat"}]
 
     def test_a_key_with_a_dot_is_a_path_of_one(self) -> None:
         channels = one(series(["d/1/x", "d/2/x"], {"a.b": 1.5, 'quo"te\x7f\n': 2.5}))["channels"]

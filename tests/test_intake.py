@@ -241,3 +241,50 @@ class TestDeadLetter:
 
     def test_a_topic_that_is_no_unicode_is_told_escaped(self) -> None:
         assert self.letter(b"", "plant/\ud800")["topic"] == "plant/\\ud800"
+
+
+class TestDevicesThatAreNotUnderstood:
+    def test_one_among_many_is_told_with_what_is_wrong_until_it_is_understood(self, watch: Watch) -> None:
+        def second(bad: object) -> None:
+            for at in range(9):
+                watch.take(20.5, topic=f"home/room{at}/temp")
+            watch.take(bad, topic="home/cellar/temp")
+            watch.wait(1)
+
+        with capture_logs() as logs:
+            for _ in range(int(WITHIN) + 5):
+                second({"value": "warm"})
+        (told,) = [entry for entry in logs if entry["profile"] == "room"]
+        assert told["event"] == "devices are not understood"
+        assert told["devices"] == watch.intake.unread["room"]
+        assert watch.intake.unread["room"][0].startswith("cellar: ")
+        assert "warm" in watch.intake.unread["room"][0]
+        assert watch.of("room") == []
+        second(19.5)
+        assert watch.intake.unread["room"] == []
+
+    def test_who_sends_no_more_is_told_no_more(self, watch: Watch) -> None:
+        for _ in range(5):
+            watch.take({"value": "warm"}, topic="home/cellar/temp")
+            watch.take(*[20.5] * 9, topic="home/attic/temp")
+            watch.wait(1)
+        watch.wait(WITHIN, 1)
+        watch.take(*[20.5] * 90, topic="home/attic/temp")
+        watch.wait(1)
+        assert watch.intake.unread["room"]
+        watch.wait(AGAIN)
+        assert watch.intake.unread["room"] == []
+
+    def test_devices_beyond_three_are_counted_and_ever_new_ones_bounded(self, watch: Watch) -> None:
+        for at in range(1500):
+            watch.take("warm", topic=f"home/cellar{at}/temp")
+            watch.take(20.5, 20.5, topic="home/attic/temp")
+        watch.wait(WITHIN + 1)
+        watch.take(*[20.5] * 1500, topic="home/attic/temp")
+        watch.wait(1)
+        assert len(watch.intake.unread["room"]) == 4
+        assert watch.intake.unread["room"][-1] == "997 more"
+
+    def test_messages_that_no_device_could_be_told_of_name_none(self, watch: Watch) -> None:
+        watch.wait(WITHIN + 1, BAD, GOOD, GOOD, GOOD)
+        assert watch.intake.unread["pump"] == []

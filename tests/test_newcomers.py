@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sentinel.backtest import Backtest, Plan
+from sentinel.backtest import OTHER_BUDGETS, Backtest, Plan
 from sentinel.model import kernel
 from sentinel.model.calibrate import WEEK
 from sentinel.records import ProfileSpec
@@ -90,6 +90,20 @@ class TestNewDevicesOfAMixedFleet:
         early, late = off.values()
         assert (late[mixed] < early[mixed]).all()
 
+    @pytest.mark.parametrize("declared", [False, True])
+    def test_a_long_fault_while_one_is_placed_does_not_place_it(self, declared: bool) -> None:
+        fleet = [
+            replace(stream, values=stream.values + 10 * stream.values.std() * (at - 8))
+            for at, stream in enumerate(simulated(1.0, 1, "ar", 16, 3000))
+        ]
+        model = learned(fleet[::2], declared=declared)
+        new = [cut(stream, 0, 3000) for stream in fleet[1::2]]
+        for stream in new:
+            stream.values[200:400] += 20 * stream.values[:200].std()
+        found = judged(new, model)
+        assert all(verdict.inside[200:400].any() for verdict in found)
+        assert np.mean([verdict.inside[600:].mean() for verdict in found]) < 0.01
+
 
 @pytest.fixture(scope="module")
 def streams() -> list[Stream]:
@@ -106,6 +120,21 @@ class TestADeclaredProfileAtOneHertz:
         found = judged([cut(stream, LEARNED, 4000) for stream in streams], model_of)
         assert sum(int(verdict.flagged.sum()) for verdict in found) > 0
         assert sum(len(verdict.starts()) for verdict in found) == 0
+
+    def test_what_other_budgets_would_have_given_is_what_they_give(
+        self, streams: list[Stream], model_of: Backtest
+    ) -> None:
+        rest = [replace(cut(stream, LEARNED, 4000), values=stream.values[LEARNED:4000].copy()) for stream in streams]
+        for at, stream in enumerate(rest):
+            stream.values[500:510] += (at - 1) * 3 * stream.values.std()
+        assert model_of.stream.detector is not None
+        given = {}
+        for name, budget in OTHER_BUDGETS.items():
+            run = Backtest(replace(SPEC, alert_budget=budget), [recording(rest)], lambda _what, _share: None)
+            result = run.run(None, (model_of.stream.detector, model_of.stream))
+            given[name] = sum(len(verdict.starts()) for verdict in verdicts(rest, result))
+            assert result.would_have_fired[name] == given[name]
+        assert given["1/day"] > 0
 
     def test_a_threshold_that_the_user_gave_is_that_of_alerts_too(
         self, streams: list[Stream], model_of: Backtest

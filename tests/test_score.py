@@ -415,7 +415,7 @@ def test_alerts_counted_for_another_budget_are_those_of_its_own_controller(seed:
                 going, b = False, min(b + kernel.RAISE, kernel.RAISE_LIMIT)
     assert total > 5
     none = np.full(ticks, np.nan, dtype=np.float32)
-    terms = np.stack([highest, zero, zero, one, unsure, none, none])
+    terms = np.stack([highest, zero, zero, one, unsure, none, none, zero, zero])
     told = kernel.starts(terms, np.ones(ticks), 1.0, budget, math.nan, rest, quiet, False)
     assert told == total
 

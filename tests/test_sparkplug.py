@@ -492,6 +492,27 @@ class TestDeaths:
         assert not plant.stream.timer(plant.now + 1000).transitions
         assert plant.stream.states()["offline"] == 2
 
+    def test_who_stays_offline_too_long_is_told_once_until_a_birth(self) -> None:
+        plant, node = born(replace(SPEC, silence_after=60.0, offline_after=600.0))
+        death = node.death(NOW + 2)
+        plant.take(death)
+        died = plant.now
+        assert not plant.stream.timer(died + 599).transitions
+        plant.take((death[0], death[1]))
+        told = plant.stream.timer(died + 601).transitions
+        assert sorted((t.alert.device, t.alert.kind, t.alert.state) for t in told) == [
+            ("plant/e1", "silence", "firing"),
+            (DEVICE, "silence", "firing"),
+        ]
+        assert "d1: offline since" in told[-1].alert.message
+        plant.take((death[0], death[1]))
+        assert not plant.stream.timer(died + 2000).transitions
+        assert plant.stream.states()["offline"] == 2
+        node.reborn()
+        births = node.birth(NOW + 3000, {"load": (FLOAT, 0.5)}), node.birth(NOW + 3000, VALUES, "d1")
+        ended = plant.take(*births).outcomes["plc"].transitions
+        assert [(t.alert.kind, t.alert.state) for t in ended] == [("silence", "resolved")] * 2
+
     def test_the_time_offline_is_no_gap_but_a_gap_after_it_is(self) -> None:
         plant, node = born(replace(SPEC, max_gap=60.0, channels=(Channel("temp", ("temp",)),)))
         plant.take(node.data(NOW + 1, {"temp": (DOUBLE, 1.0)}, "d1"), node.death(NOW + 2))

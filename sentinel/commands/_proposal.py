@@ -9,7 +9,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Literal
@@ -70,6 +70,7 @@ _VALUE_NAME = re.compile(
 _BESIDE_VALUE = re.compile("(q|quality|status(_?code)?)$", re.IGNORECASE)
 _UNIT_NAME = re.compile("(u|uom|(eng(ineering)?_?)?units?(_?of_?measure(ment)?)?)$", re.IGNORECASE)
 _SEPARATORS = (".", "/", ":")  # of device and channel in a name
+_TERSE = 3  # characters of a key that says little without the one above it: "oil.bar", "gps.lat"
 
 _NO_READINGS = re.compile(
     "(^|/)(cmnd|command)/|/(set|get|command|config)$"
@@ -483,6 +484,24 @@ def _separator(names: set[str]) -> str:
     return ""
 
 
+def _devices_within(group: _Group, naming: Naming) -> str:
+    """Examples of what, in front of words that come again behind others, may be devices; empty: nothing is so."""
+    names = _names(group, naming)
+    sign = _separator(names)
+    if naming.split or not sign:
+        return ""
+    parts = [name.rpartition(sign) for name in names]
+    if sum(count > 1 for count in Counter(word for _, _, word in parts).values()) < 2:
+        return ""
+    fronts = sorted({front for front, _, _ in parts})
+    return ", ".join(fronts[:2]) + (" and so on" if len(fronts) > 2 else "")
+
+
+def _names(group: _Group, naming: Naming) -> set[str]:
+    """What entries name their channels."""
+    return {name for _, leaves in group.readings() if isinstance(name := leaves.get(naming.path), str)}
+
+
 def _split(group: _Group) -> list[Keys]:
     """Tags of Influx lines that one device has several values of."""
     seen: dict[Keys, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
@@ -607,6 +626,9 @@ def _section(group: _Group, name: str) -> list[str]:
         lines += [_comment(f"of one device there are several {'.'.join(keys)}: taken as one") for keys in _split(group)]
     if group.naming is not None:
         lines.append(_channel_line(group.naming))
+        if devices_within := _devices_within(group, group.naming):
+            split = replace(group.naming, split=_separator(_names(group, group.naming)))
+            lines.append(_comment(f"if {devices_within} are devices: {_channel_line(split)}"))
     times, units = _times(group)
     if group.kind == "senml" or (group.kind == "influx" and times and units[times[0]] == "ns"):
         lines.append("# a reading's time is the one that it carries")
@@ -692,7 +714,8 @@ def _channel_keys(group: _Group) -> list[Keys]:
 def _channel_names(keys: Keys) -> Iterator[str]:
     """The shortest end of the path that says something, then ever longer ones."""
     words = [re.sub(r"\W+", "_", key) or "_" for key in keys if key not in ("value", "val", "v")] or ["value"]
-    for length in range(1, len(words) + 1):
+    terse = len(words[-1]) <= _TERSE and not _QUANTITY.search(words[-1])
+    for length in range(min(1 + terse, len(words)), len(words) + 1):
         yield "_".join(words[-length:])
     yield from (f"{'_'.join(words)}_{number}" for number in range(2, 1 << 20))
 

@@ -53,7 +53,7 @@ def train(
             run = Backtest(spec, read_tables(data, label_column=label_column), tell)
             learned = run.learn_all(Plan(declared=True, seed=seed))
             apart = trainer.told_apart(learned, spec)
-            version = trainer.save(store / "models", run.stream, learned.detector, 0, apart)
+            version = trainer.save(store / "models", run.stream, learned.detector, 0, trainer.noted(learned, spec))
             seconds = run.covered()
             ticks, losses = int(run.stream.table.ticks.sum()), [trainer.finite(loss) for loss in learned.losses]
     detector, manifest, _ = trainer.load(store / "models", profile, version)

@@ -276,6 +276,8 @@ class Verdicts(NamedTuple):
     tail: F4
     slope: F4
     alarm: F4
+    highest_rare: F4
+    together_rare: F4
     settled: npt.NDArray[np.bool_]
 
 
@@ -393,8 +395,8 @@ def prepare(
                 for j in range(f):
                     if frame.spread[j] > 0 and not math.isnan(x[i, j]):
                         # Posterior mean under a normal prior over the fleet's locations, one observation every WARM ticks.
-                        # One wild value must not place the device: it counts for at most six spreads.
-                        most = 6.0 * math.sqrt(frame.spread[j] ** 2 + s[j] ** 2)
+                        # A fault must not place the device: a value counts for at most 3 sd of what is expected of it.
+                        most = 3.0 * math.sqrt(1.0 / certainty(frame.spread[j], s[j], warm) + s[j] ** 2)
                         away = min(max(x[i, j] - m[j], -most), most)
                         m[j] += away / (WARM * (s[j] / frame.spread[j]) ** 2 + warm + 1.0)
         for j in range(f):
@@ -450,6 +452,12 @@ def ranked(value: Scalar, highest: tuple[Scalar, Scalar, Scalar]) -> tuple[Scala
 
 
 @compiled
+def certainty(spread: float, s: Scalar, warm: Scalar) -> float:
+    """What is known of where a new device lies after `warm` ticks of it: one over the variance of its location."""
+    return float(1.0 / spread**2 + warm / (WARM * s**2))
+
+
+@compiled
 def doubt_of(spread: float, s: Scalar, warm: Scalar) -> float:
     """How far a new device may lie from where it is placed, on its own scale: two sd of its location, less and less, and 0
     once it is placed.
@@ -461,8 +469,7 @@ def doubt_of(spread: float, s: Scalar, warm: Scalar) -> float:
     """
     if spread <= 0.0 or warm >= PLACED:
         return 0.0
-    known = 1.0 / spread**2 + warm / (WARM * s**2)
-    return float(2.0 * (1.0 - warm / PLACED) / (math.sqrt(known) * s))
+    return float(2.0 * (1.0 - warm / PLACED) / (math.sqrt(certainty(spread, s, warm)) * s))
 
 
 @compiled
@@ -638,12 +645,13 @@ def starts(
     """How many alerts would have started on one device, (T,) ticks, at another budget.
 
     Args:
-        terms: highest, together, joint, count, unsure, tail and slope of `Scored`, (7, T); NaN: no score.
+        terms: highest, together, joint, count, unsure, tail, slope, highest_rare and together_rare of `Scored`, (9, T);
+            NaN: no score.
         dt: seconds since the tick before.
         level: NaN: from the budget.
         rest: refractory ticks.   quiet: ticks that end an alert.
     """
-    highest, together, joint, count, unsure, tail, slope = terms
+    highest, together, joint, count, unsure, tail, slope, highest_rare, together_rare = terms
     raised, total, still, last, going = 0.0, 0, 0, -(1 << 40), False
     for t in range(len(highest)):
         raised = decayed(raised, budget, min(dt[t], 64.0 * interval))
@@ -652,7 +660,12 @@ def starts(
         at = level_of(level, budget, interval, count[t], tail[t], slope[t])
         height = height_of(at, count[t], declared)
         kept = 0.0 if going and declared else raised
-        if score_of(highest[t], together[t], joint[t], unsure[t], height, at, kept) >= 1.0:
+        over = score_of(highest[t], together[t], joint[t], unsure[t], height, at, kept) >= 1.0
+        if over and declared and not going:
+            rare = max(at, level_of(math.nan, budget, interval, count[t]))
+            tall = height_of(rare, count[t], declared)
+            over = score_of(highest_rare[t], together_rare[t], joint[t], unsure[t], tall, rare, 0.0) >= 1.0
+        if over:
             still = 0
             if not going and t - last > rest:
                 going, last, total = True, t, total + 1
@@ -968,6 +981,7 @@ def judge(
         out.highest[i] = flags[0] if believed else np.nan
         out.together[i], out.joint[i], out.count[i], out.unsure[i] = together, joint, count, unsure
         out.tail[i], out.slope[i] = tail, slope
+        out.highest_rare[i], out.together_rare[i] = alarms[0], together_rare
         out.score[i], out.alarm[i] = (score, alarm) if believed else (np.nan, np.nan)
         out.surprise[i] = surprise if believed else np.nan
         # As rare as the budget at the threshold, and from there on by the tail that the level is from.

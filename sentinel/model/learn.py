@@ -84,6 +84,9 @@ class Apart:
     usual: float
 
 
+Stretch = tuple[str, float, float]  # device, and the event times at which something of it began and ended
+
+
 @dataclass(frozen=True, slots=True)
 class Learned:
     """A detector, and the memory of each device that it was learned from.
@@ -93,7 +96,7 @@ class Learned:
         memory: `Slabs.take` of those devices at the end of their series.
         losses: validation loss, at the start and at its best; the mean of all networks'.
         better: whether any network gained on its start, or there was none.
-        apart: ticks that stood apart from all others when their series were learned from for the first time.
+        apart: ticks that stood apart from all others, where a detector was learned that goes on from none.
     """
 
     detector: Detector
@@ -113,12 +116,13 @@ def learn(
     declared: bool,
     start: Detector | None = None,
     placed: Mapping[str, Place] | None = None,
+    left_out: Sequence[Stretch] = (),
     progress: Progress = lambda _what, _share: None,
 ) -> Learned:
     """Learn a detector from healthy ticks, the newest of each series: 50 000, fewer of many devices.
 
-    What stands apart from all else in a series that is learned from for the first time counts as not seen, unless the
-    recording is declared: a fault while learning is found afterwards, though learning then takes twice as long. Faults of
+    What stands apart from all else in a series where a detector begins anew counts as not seen, unless the recording is
+    declared: a fault while learning is found afterwards, though learning then takes twice as long. Faults of
     10 to 60 ticks among the 600 that simulated devices learned from hid 50 to 100 % of the like of them, mostly 75 %; now 0
     to 17 %, and two thirds of 6 sd over 10 ticks of a channel of autocorrelated noise, a third of which are told in any case.
 
@@ -128,22 +132,23 @@ def learn(
         start: the detector to start from, if its weights have the shapes that are needed now, and its channels are of
             the kinds that they were.
         placed: location and spread of those devices whose place is fixed; they keep it, as long as it fits at all.
+        left_out: what stood apart before, and counts as not seen.
         progress: told what is being done and the share done.
 
     Raises:
         TrainingError: fewer than two ticks in all, no channel, or the training diverged.
     """
-    series = _newest([s for s in series if len(s) >= 2], declared=declared)
+    series = _newest([_unseen(s, left_out) for s in series if len(s) >= 2], declared=declared)
     if not series or not channels:
         msg = "nothing to learn from: no device has two ticks"
         raise TrainingError(msg)
     learned, found = _learn(series, channels, spec, seed, declared, start, placed or {}, progress)
-    if start is not None or not any(found):
+    if not any(found):
         return learned
     told = tuple(_told(s, learned.detector, place) for s, places in zip(series, found, strict=True) for place in places)
     if not declared:
         series = [_without(s, places) for s, places in zip(series, found, strict=True)]
-        learned, _ = _learn(series, channels, spec, seed, declared, start, placed or {}, progress)
+        learned, _ = _learn(series, channels, spec, seed, declared, None, {}, progress)
     return replace(learned, apart=told)
 
 
@@ -157,7 +162,7 @@ def _learn(
     placed: Mapping[str, Place],
     progress: Progress,
 ) -> tuple[Learned, list[list[tuple[int, int]]]]:
-    """As `learn`; and which ticks [begin, end) of each series stand apart, where it is learned from for the first time."""
+    """As `learn`; and which ticks [begin, end) of each series stand apart, where it goes on from no detector."""
     names = tuple(channel.name for channel in channels)
     networks = tuple(s.device for s in series) if spec.weights == "device" else ()
     stacked = _Stack.of(series, declared=declared)
@@ -187,6 +192,15 @@ def _learn(
     detector, slabs, found = _calibrate(detector, stages, stacked, progress, seek=start is None)
     devices = tuple(s.device for s in series)
     return Learned(detector, devices, slabs.take(np.arange(1, len(series) + 1)), losses, better), found
+
+
+def _unseen(series: Series, left_out: Sequence[Stretch]) -> Series:
+    """The same, with nothing seen in those stretches that are of its device."""
+    values = series.values.copy()
+    for device, since, until in left_out:
+        if device == series.device:
+            values[(series.time >= since) & (series.time <= until)] = np.nan
+    return replace(series, values=values)
 
 
 def _without(series: Series, places: Sequence[tuple[int, int]]) -> Series:

@@ -76,6 +76,7 @@ class Scored:
         shift: slow means of values and far errors, (B, 2 F).
         highest, together, joint, count, unsure, tail, slope: what the score is made of, see `kernel.score_of` and
             `kernel.level_of`, (B,).
+        highest_rare, together_rare: the same of what alerts of declared profiles must exceed besides, (B,).
         network: whose weights forecast it, (B,).
         settled: devices that alarmed for so long that their statistics run from here on, (B,).
     """
@@ -96,6 +97,8 @@ class Scored:
     unsure: kernel.F4
     tail: kernel.F4
     slope: kernel.F4
+    highest_rare: kernel.F4
+    together_rare: kernel.F4
     settled: Bools
     network: Ints
 
@@ -212,7 +215,7 @@ class Scorer:
         kernel.prepare(frame, rings, slots, x, dt, lapse, time, clock, reset, linear, y, inputs, alive)
         network = slabs.view("network")[slots].astype(np.int64)
         cross, ahead = self._step(slabs, slots, network, inputs, y, alive)
-        one, each = np.empty((11, b), dtype=np.float32), np.empty((4, b, f), dtype=np.float32)
+        one, each = np.empty((13, b), dtype=np.float32), np.empty((4, b, f), dtype=np.float32)
         out = Scored(
             score=one[0],
             surprise=one[1],
@@ -230,6 +233,8 @@ class Scorer:
             tail=one[8],
             slope=one[9],
             alarm=one[10],
+            highest_rare=one[11],
+            together_rare=one[12],
             settled=np.empty(b, dtype=np.bool_),
             network=network,
         )

@@ -479,6 +479,10 @@ class ProfileSettings(Table):
         default=_PROFILE.silence_after,
         description="time without a reading that raises an alert; auto: 10 usual intervals, at least 5m",
     )
+    offline_after: Duration | None = Field(
+        default=_PROFILE.offline_after,
+        description="sparkplug: time after a death without a birth that raises an alert; left out: none",
+    )
     max_gap: Annotated[
         float | None,
         Text("duration", values.DURATION, values.parse_positive_duration, values.show_duration, (("auto", None),)),
@@ -550,6 +554,8 @@ class ProfileSettings(Table):
             problems += self._naming_problems(names)
         if self.format == "value" and len(of_channels) > 1 and "channel" not in names:
             problems.append('format = "value" has one channel: name one, or have {channel} in the topic')
+        if self.offline_after is not None and self.format != "sparkplug":
+            problems.append('offline_after needs format = "sparkplug": its deaths alone say who is offline')
         if self.format == "sparkplug":
             if not values.is_sparkplug(self.topic):
                 problems.append(
@@ -621,6 +627,7 @@ class ProfileSettings(Table):
             alert_budget=self.alert_budget,
             threshold=self.threshold,
             silence_after=self.silence_after,
+            offline_after=self.offline_after,
             max_gap=self.max_gap,
             stuck_after=self.stuck_after,
             align_window=window,

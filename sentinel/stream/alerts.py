@@ -398,7 +398,7 @@ def words(alert: Alert, detail: str = "", timezone: str = "UTC") -> str:
     """
     views: Sequence[ChannelView] = sorted(alert.channels, key=lambda view: -view.share)
     if alert.kind == "silence":
-        text = f"nothing heard{_span(alert, timezone)}"
+        text = f"{detail or 'nothing heard'}{_span(alert, timezone)}"
     elif not views:
         text = detail or {"gap": "readings were missing for longer than max_gap"}.get(alert.kind, alert.kind)
     elif alert.kind == "prediction":
@@ -437,14 +437,14 @@ def _unusual(view: ChannelView) -> str:
     band = ""
     if view.expected is not None and low is not None and high is not None:
         half = (high - low) / 2
-        middle = _rounded(view.expected, half)
+        middle = rounded(view.expected, half)
         even = max(abs(view.expected - low), abs(high - view.expected)) <= 1.1 * half
-        around = f"± {_rounded(half, half)}" if even else f"({_rounded(low, half)} to {_rounded(high, half)})"
+        around = f"± {rounded(half, half)}" if even else f"({rounded(low, half)} to {rounded(high, half)})"
         band = f"expected {middle} {around}"
         if value is not None and not low <= value <= high:
             more = f", {_HOW[view.how]}" if view.how in ("unlike the others", "out of all history") else ""
-            return f"{view.name} {_rounded(value, half)} {view.unit}".rstrip() + f", {band}{more}"
-        now = f"{_rounded(value, half)} {view.unit}".rstrip() if value is not None else "no value at that moment"
+            return f"{view.name} {rounded(value, half)} {view.unit}".rstrip() + f", {band}{more}"
+        now = f"{rounded(value, half)} {view.unit}".rstrip() if value is not None else "no value at that moment"
     elif value is not None and not view.how:
         return f"{view.name} {quantity(value, view.unit)} is unusual"
     else:
@@ -501,7 +501,7 @@ def _span(alert: Alert, timezone: str) -> str:
     return f" since {began:{'%H:%M' if began.date() == at.date() else '%Y-%m-%d %H:%M'}} {began:%Z}{told}"
 
 
-def _rounded(value: float, half: float) -> str:
+def rounded(value: float, half: float) -> str:
     """A number to two digits of its band's half width, so that a value outside of the band is seen to be so."""
     places = 1 - math.floor(math.log10(half)) if half > 0 and math.isfinite(half) else -1
     if not 0 <= places <= 9 or abs(value) >= 1e9:

@@ -64,6 +64,7 @@ _FREE: dict[str, Any] = {  # settings that a running stream can change, but for 
         "alert_budget",
         "threshold",
         "silence_after",
+        "offline_after",
         "max_gap",
         "stuck_after",
         "device_ttl",
@@ -214,7 +215,8 @@ class ProfileStream:
         out.transitions += self.book.storm(len(self.table), now)
         for slot in np.flatnonzero(self._newly_silent(now)).tolist():
             self.table.silent[slot] = self.table.open[slot] = self.table.dirty[slot] = True
-            out.transitions += self.book.start(self.table.ids[slot], "silence", float(self.table.last_seen[slot]), now)
+            since, detail = float(self.table.last_seen[slot]), "offline" if self.table.offline[slot] else ""
+            out.transitions += self.book.start(self.table.ids[slot], "silence", since, now, detail)
             out.anomalies["silence"] = out.anomalies.get("silence", 0) + 1
         for slot in np.flatnonzero(self.table.used & (now - self.table.last_seen > self.spec.device_ttl)).tolist():
             out.forgotten.append(self.table.ids[slot])
@@ -269,7 +271,7 @@ class ProfileStream:
         return bool(new)
 
     def presence(self, entry: Birth | Death, now: float) -> Outcome:
-        """Know that a device is there, or which are not: silence and gap of one that is offline are no fault."""
+        """Know that a device is there, or which are not: one that is offline has no gap, and is silent if it stays so."""
         out, table = Outcome(), self.table
         if isinstance(entry, Birth):
             if entry.device in table.slot_of or measures(entry):
@@ -278,8 +280,10 @@ class ProfileStream:
                 table.last_seen[slot], table.dirty[slot] = now, True
                 self._heard_again(np.array([slot]), now, out)
             return out
-        slots = [table.slot_of[device] for device in entry.devices if device in table.slot_of]
-        self._heard_again(np.array(slots, dtype=np.int64), now, out)
+        known = np.array([table.slot_of[device] for device in entry.devices if device in table.slot_of], dtype=np.int64)
+        slots = known[~table.offline[known]]
+        self._heard_again(slots, now, out)
+        table.last_seen[slots] = now
         table.offline[slots] = table.paused[slots] = table.dirty[slots] = True
         return out
 
@@ -492,15 +496,12 @@ class ProfileStream:
         return out
 
     def _newly_silent(self, now: float) -> Bools:
-        table = self.table
-        after: float | Floats
-        if self.spec.silence_after is None:
+        table, spec = self.table, self.spec
+        after: float | Floats = spec.silence_after or math.inf
+        if spec.silence_after is None:
             after = np.maximum(SILENCE_LEAST, SILENCE_INTERVALS * table.heard)
-        elif self.spec.silence_after > 0:
-            after = self.spec.silence_after
-        else:
-            return np.zeros(table.capacity, dtype=np.bool_)
-        heard = table.used & ~table.silent & ~table.offline & np.isfinite(table.last_seen)
+        after = np.where(table.offline, spec.offline_after or math.inf, after)
+        heard = table.used & ~table.silent & np.isfinite(table.last_seen)
         # Where the clock was set back, what was heard before it lies ahead of now.
         since = np.where(table.last_seen > now, -np.inf, table.last_seen)
         out: Bools = heard & (now - np.maximum(since, self.listening_since) > after)

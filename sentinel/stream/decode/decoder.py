@@ -28,12 +28,17 @@ CLOCK_NAMES = frozenset({"ts", "time", "timestamp", "datetime"})  # never a chan
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A message that went no further: for the dead-letter topic."""
+    """A message that went no further: for the dead-letter topic.
+
+    Attributes:
+        device: that its topic alone names; empty: none, or the payload may name it.
+    """
 
     message: int
     profile: str
     fate: Fate
     words: Words
+    device: str = ""
 
     @property
     def detail(self) -> str:
@@ -73,10 +78,10 @@ class Decoded:
         """What becomes of a message is known without its readings."""
         self.fates[message], self.owners[message] = fate, profile
 
-    def refuse(self, message: int, profile: str, fate: Fate, words: Words) -> None:
+    def refuse(self, message: int, profile: str, fate: Fate, words: Words, device: str = "") -> None:
         """A message goes no further."""
         self.decide(message, profile, fate)
-        self.refusals.append(Refusal(message, profile, fate, words))
+        self.refusals.append(Refusal(message, profile, fate, words, device))
 
     @property
     def readings(self) -> list[Readings]:
@@ -229,7 +234,7 @@ class Decoder:
                 self._read(of, route, message, at, out)
             except Malformed as error:
                 if error.fate is not Fate.RETAINED:
-                    out.refuse(at, of.spec.name, error.fate, error.words)
+                    out.refuse(at, of.spec.name, error.fate, error.words, route.device if of.by_topic else "")
                     continue
                 out.decide(at, of.spec.name, error.fate)
                 if route.device and of.by_topic:
@@ -388,7 +393,7 @@ class Decoder:
         """One value a topic: a bare number, or {"value": number}."""
         time, found = None, value
         if type(value) is dict:
-            time = wire.event_time(value, profile.spec.time)
+            time = wire.event_time(value, profile.spec.time, message.received)
             found = value.get("value")
         elif profile.spec.time is not None:
             raise Malformed(Fate.BAD_TIME, f"the payload is {kind(value)} and carries no event time")
@@ -584,7 +589,7 @@ def _place(
     if spec.time is not None:
         found = wire.follow(value, spec.time.path)
         found = wire.follow(around, spec.time.path) if found is None else found
-        return device, wire.seconds(found, spec.time, value, around)
+        return device, wire.seconds(found, spec.time, message.received, value, around)
     return device, message.received if profile.by_arrival or record is None else _own_time(record, message)
 
 

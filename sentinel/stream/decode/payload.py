@@ -21,6 +21,7 @@ LARGEST = 1e30  # in any unit; a larger number is no measurement
 EARLIEST, LATEST = 1e8, 1e11  # seconds since the epoch, 1973 and 5138; a time before is one read in a wrong unit
 _LEAVES = frozenset({str, int, float, bool, type(None)})
 _THIS_CENTURY = 4102444800.0  # seconds since the epoch, its end
+_DAY = 86400.0
 _ISO = "an ISO 8601 time"
 _KEY = re.compile(rb'"\s*:')
 TO_SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
@@ -131,11 +132,12 @@ def follow(value: Any, path: Sequence[str]) -> Any:
     return value
 
 
-def seconds(value: Any, time: EventTime, within: Any, around: Any = None) -> float:
+def seconds(value: Any, time: EventTime, received: float, within: Any, around: Any = None) -> float:
     """Event time in seconds since the epoch.
 
     Args:
         value: what lies at the time's path; None: nothing.
+        received: receive time. A number that is of the 1970s, but of that day in another unit, is in that unit.
         within, around: where it was looked for, to say what is there instead.
 
     Raises:
@@ -156,9 +158,16 @@ def seconds(value: Any, time: EventTime, within: Any, around: Any = None) -> flo
     else:
         wanted = f"a number of {time.unit}"
         raise Malformed(Fate.BAD_TIME, partial(unlike, "time", time.path, value, wanted, within, around))
-    if not math.isfinite(out) or not 0.0 <= out <= LATEST:
+    if not EARLIEST <= out <= LATEST and (
+        not math.isfinite(out) or not 0.0 <= out <= LATEST or _is_in_another_unit(value, time, received)
+    ):
         raise Malformed(Fate.BAD_TIME, partial(_out_of_range, value, time))
     return out
+
+
+def _is_in_another_unit(value: Any, time: EventTime, received: float) -> bool:
+    known = received > EARLIEST and time.unit != "iso8601"
+    return known and any(abs(value * factor - received) < _DAY for factor in TO_SECONDS.values())
 
 
 def _out_of_range(value: Any, time: EventTime) -> str:
@@ -169,13 +178,13 @@ def _out_of_range(value: Any, time: EventTime) -> str:
     return said
 
 
-def event_time(value: Any, time: EventTime | None) -> float | None:
+def event_time(value: Any, time: EventTime | None, received: float) -> float | None:
     """Event time of a decoded object; None: the profile uses receive time.
 
     Raises:
         Malformed: it should carry one and does not.
     """
-    return None if time is None else seconds(follow(value, time.path), time, value)
+    return None if time is None else seconds(follow(value, time.path), time, received, value)
 
 
 def leaves(value: Any, skip: tuple[str, ...], depth: int = 5) -> list[tuple[str, float]]:
