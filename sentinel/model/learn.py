@@ -16,7 +16,7 @@ from sentinel.model import calibrate, features, kernel
 from sentinel.model.apart import episodes
 from sentinel.model.calibrate import ShiftReference
 from sentinel.model.forecaster import Forecaster, head_count, weight_shapes
-from sentinel.model.kernel import EARLIEST_SHIFT, LEAST, PLACED, SETTLE
+from sentinel.model.kernel import EARLIEST_SHIFT, FLOOR, LEAST, PLACED, SETTLE, WARM
 from sentinel.model.scale import ProfileScale, counters, last_seen, learned_run, location_and_spread, longest_runs
 from sentinel.model.score import Detector, Scored, Scorer
 from sentinel.model.slabs import RING, Array, Layout, Memory, Slabs
@@ -267,6 +267,7 @@ class _Stack:
         length, fit: ticks of each series, and of its part to fit on, (S,).
         m, s: the devices' location and spread, (S, F).
         placed: ticks that `m` and `s` are from, (S,).
+        lately: devices that joined the others of late, whose own ticks do not tell yet what they are like, (S,).
         usual: the devices' own interval, (S,).
         calendar: whether the time of day can be learned: real dates (not row numbers), two days of them, several ticks
             a day.
@@ -283,6 +284,7 @@ class _Stack:
     m: Floats
     s: Floats
     placed: Ints
+    lately: Bools
     usual: Floats
     interval: float
     calendar: bool
@@ -303,6 +305,10 @@ class _Stack:
         most = longest if declared else PLACED_ON
         own = [location_and_spread(p[: min(n, most)]) for p, n in zip(plain, fit, strict=True)]
         locations, spreads = np.array([m for m, _ in own]), np.array([s for _, s in own])
+        lately = np.zeros(len(series), dtype=np.bool_) if declared else fit < min(int(fit.max()), PLACED_ON)
+        lately &= (~lately).sum() >= ENOUGH_DEVICES
+        if lately.any():
+            _lean_on_fleet(locations, spreads, fit, lately)
         scale = ProfileScale(np.median(locations, 0), np.median(spreads, 0), counter)
         shape = (longest, len(series))
         x, time, dt = np.full((*shape, width), np.nan), np.zeros(shape), np.zeros(shape)
@@ -332,6 +338,7 @@ class _Stack:
             m=(locations - scale.location) / scale.spread,
             s=spreads / scale.spread,
             placed=np.minimum(fit, PLACED_ON),
+            lately=lately,
             usual=usual,
             interval=interval,
             calendar=calendar,
@@ -367,10 +374,44 @@ class _Stack:
         """One of the series, without its padding."""
         n = self.length[at]
         cut = {name: getattr(self, name)[:n, at : at + 1] for name in ("x", "time", "dt", "fresh")}
-        own = {name: getattr(self, name)[at : at + 1] for name in ("length", "fit", "m", "s", "placed", "usual")}
+        names = ("length", "fit", "m", "s", "placed", "lately", "usual")
+        own = {name: getattr(self, name)[at : at + 1] for name in names}
         return replace(self, **cut, **own)
 
 
+def _lean_on_fleet(m: Floats, s: Floats, ticks: Ints, lately: Bools) -> None:
+    """Place those that joined lately as new devices are, and let their spread be the fleet's, until their own is known.
+
+    From a part of a slow cycle alone they had spreads so small that 13 of 15 of them alarmed once it was learned on.
+
+    Args:
+        m, s: each device's own location and spread, (S, F); to be changed.
+        ticks: that these are from, (S,).
+    """
+    tau, spread, middle = _unlike(m[~lately], s[~lately]), np.median(s[~lately], 0), np.median(m[~lately], 0)
+    share = tau**2 / (tau**2 + WARM * spread**2 / ticks[lately, None])
+    m[lately] = middle + share * (m[lately] - middle)
+    weight = ticks[lately, None] / PLACED_ON
+    s[lately] = np.maximum(s[lately], FLOOR * spread) ** weight * spread ** (1 - weight)
+
+
+def _unlike(m: Floats, s: Floats) -> Floats:
+    """Spread of the devices' locations, (F,); 0: they lie together, or are too few to tell.
+
+    1.4826 MAD, or the sd: one device far from all others says that a new one may be, too. A spread that is small beside
+    the devices' own is none; one over theirs would say no more.
+
+    Args:
+        m, s: location and spread, (S, F).
+    """
+    if len(m) < ENOUGH_DEVICES:
+        return np.zeros(m.shape[1])
+    own = np.median(s, 0)
+    tau = np.maximum(1.4826 * np.median(np.abs(m - np.median(m, 0)), 0), np.minimum(np.std(m, 0), own))
+    return np.where(tau > 0.1 * own, tau, 0.0)
+
+
+ENOUGH_DEVICES = 3  # to tell how unlike they are
 HOLD_OUT_LIVE = 200  # ticks a device from which a quarter is held out, when learning live
 
 
@@ -803,6 +844,7 @@ def _calibrate(
     for name, values in (("m", stack.m), ("s", stack.s), ("placed", stack.placed), ("interval", stack.usual)):
         slabs.view(name)[1:] = values
     slabs.view("refractory")[1:] = calibrate.refractory(stack.length)
+    slabs.view("warm")[1:] = np.where(stack.lately, stack.placed, PLACED)
     if detector.networks:
         slabs.view("network")[1:] = np.arange(1, count + 1)
     slow = np.full((*stack.x.shape[:2], 2 * layout.channels), np.nan, dtype=np.float32) if detector.declared else None
@@ -825,7 +867,9 @@ def _calibrate(
         staged = replace(staged, detector=replace(staged.detector, shift=shift))
         _floors(staged, stack, slabs)
     slabs.view("peak")[:] = slabs.view("alarmed")[:] = 0.0
-    prior, spread = _prior(layout, slabs.records[1:], stack)
+    prior, spread = _prior(layout, slabs.records[1:][~stack.lately], stack)
+    for row in np.flatnonzero(stack.lately).tolist():
+        _lend(layout, prior, slabs.records[1 + row])
     if shift is not None:
         layout.view(prior[None], "centre")[...] = shift.centre[0]
     detector = replace(detector, shift=shift, prior=prior, spread_of_locations=spread)
@@ -948,10 +992,20 @@ def _floors(staged: _Staged, stack: _Stack, slabs: Slabs) -> None:
     slabs.view("accepted")[1:][known, : f + 1] = np.maximum(limit, 1.0)[known]
 
 
+def _lend(layout: Layout, prior: kernel.F4, record: kernel.F4) -> None:
+    """Give a device that joined lately the statistics of new ones, where its own are from less."""
+    if layout.view(record[None], "n").max() < layout.view(prior[None], "n").max():
+        for name in _STATISTICS:
+            layout.view(record[None], name)[...] = layout.view(prior[None], name)
+
+
+_STATISTICS = ("n", "waiting", "calibration", "pending", "tail", "lo", "hi", "v1", "v2", "varied", "accepted")
+
+
 def _prior(layout: Layout, records: kernel.F4, stack: _Stack) -> tuple[kernel.F4, kernel.F4]:
     """What a new device starts from, (width,), and the spread of the devices' locations, (F,)."""
     prior = _blank(layout, stack.interval)[None]
-    pooled: dict[str, Array] = {"s": np.median(stack.s, 0), "m": np.median(stack.m, 0)}
+    pooled: dict[str, Array] = {"s": np.median(stack.s[~stack.lately], 0), "m": np.median(stack.m[~stack.lately], 0)}
 
     def of(name: str) -> Array:
         return layout.view(records, name)
@@ -973,14 +1027,6 @@ def _prior(layout: Layout, records: kernel.F4, stack: _Stack) -> tuple[kernel.F4
         layout.view(prior, "v1")[...] = layout.view(prior, "v2")[...] = np.nan
         n = layout.view(prior, "n")
         np.minimum(n, LIVE_PRIOR, out=n)
-    spread = np.zeros(layout.channels, dtype=np.float32)
-    if len(records) >= 3:
-        # 1.4826 MAD, or the sd: one device far from all others says that a new one may be, too. A spread that is small
-        # beside the devices' own is none; one over theirs would say no more.
-        own = np.median(stack.s, 0)
-        tau = np.maximum(
-            1.4826 * np.median(np.abs(stack.m - np.median(stack.m, 0)), 0), np.minimum(np.std(stack.m, 0), own)
-        )
-        spread[:] = np.where(tau > 0.1 * own, tau, 0.0)
-        layout.view(prior, "warm")[...] = 0.0 if (spread > 0).any() else PLACED
+    spread = _unlike(stack.m[~stack.lately], stack.s[~stack.lately]).astype(np.float32)
+    layout.view(prior, "warm")[...] = 0.0 if (spread > 0).any() else PLACED
     return prior[0], spread
