@@ -18,6 +18,7 @@ from sentinel.stream.pipeline import ProfileStream
 WITHIN, LEAST = 60.0, 10  # seconds and messages that are judged together: whichever takes longer
 SPAN = 10.0  # seconds whose messages are forgotten together
 BEGINS, ENDS = 0.5, 0.25  # share of them that is refused: over the one, until it is no more than the other
+LONGEST = 86400.0  # seconds after which they are judged no more
 AGAIN = 600.0  # seconds after which the log tells once more what lasts
 MOST_UNREAD, SHOWN = 1000, 3  # devices that are kept, and shown
 LETTER_BYTES = 1024  # of the payload
@@ -76,12 +77,13 @@ class _Profile:
         self.spans = deque([_Span(-math.inf)])
         self.trouble: Trouble | None = None
         self.told = -math.inf
+        self.news = False  # whether a message was refused since the log was told
         self.unread: dict[str, tuple[str, float]] = {}  # devices without a reading: what is wrong, and when it was
         self.unread_told, self.told_of = -math.inf, 0
 
     def refused(self, refusal: Refusal) -> None:
         """Note a message that was refused, and the device that it leaves without a reading."""
-        newest, device = self.spans[-1], refusal.device
+        newest, device, self.news = self.spans[-1], refusal.device, True
         if refusal.fate not in newest.examples:
             newest.examples[refusal.fate] = refusal.detail
         if not device or refusal.fate in _NO_PAYLOAD or device in self.stream.table.slot_of:
@@ -126,9 +128,9 @@ class _Profile:
         if before is not None and (found is None or found.event != before.event):
             log.info(before.over, profile=name)
             self.told = -math.inf
-        if found is not None and now - self.told >= AGAIN:
+        if found is not None and now - self.told >= AGAIN and (self.news or found.event == _UNHEARD):
             log.warning(found.event, profile=name, **found.facts)
-            self.told = now
+            self.told, self.news = now, False
         elif found is not None and before is not None and found.gist == before.gist:
             found = before
         self.trouble = found
@@ -136,12 +138,16 @@ class _Profile:
 
     def _forget(self, now: float) -> None:
         newest = self.spans[-1]
-        if not newest.fates:
+        if not newest.fates or math.isinf(newest.began):
             newest.began = now
         elif now - newest.began >= SPAN:
             self.spans.append(_Span(now))
-        while len(self.spans) > 1 and self.spans[1].began <= now - WITHIN:
-            if sum(span.fates.total() for span in self.spans) - self.spans[0].fates.total() < LEAST:
+        while len(self.spans) > 1:
+            oldest, next_ = self.spans[0], self.spans[1]
+            needed = (
+                next_.began > now - WITHIN or sum(s.fates.total() for s in self.spans) - oldest.fates.total() < LEAST
+            )
+            if needed and oldest.began > now - LONGEST:
                 break
             self.spans.popleft()
 

@@ -26,7 +26,7 @@ from sentinel.model import archive
 from sentinel.model.learn import Apart, Learned, anew, learn
 from sentinel.model.score import Detector
 from sentinel.records import Channel, Floats, Ints, ProfileSpec, Readings
-from sentinel.stream.alerts import rounded
+from sentinel.stream.alerts import quantity
 from sentinel.stream.align import Batch
 from sentinel.stream.maintenance import DATED, UNDATED, local
 from sentinel.stream.pipeline import ProfileStream, series_of
@@ -139,6 +139,8 @@ def run(job: Job, tell: Callable[[str, float], None]) -> dict[str, Any]:
                 pass
             if position - began < CAUGHT_UP:
                 break
+        if champion is None and stream.slabs is not None:
+            stream.slabs.view("raised")[:] = 0.0  # nobody was told of what alarmed while it caught up
         version = save(models, stream, learned.detector, position, [*kept, *noted(learned, job.spec)])
         ticks = sum(len(s) for s in series)
         seconds = sum(covered(s.time, learned.detector.interval) for s in series)
@@ -165,12 +167,12 @@ def told_apart(learned: Learned, spec: ProfileSpec) -> list[str]:
     become = "learned as normal, for you declared them" if learned.detector.declared else "not learned"
 
     def told(one: Apart) -> str:
-        unit, away = f" {units.get(one.channel, '')}".rstrip(), abs(one.value - one.usual)
+        unit, away = units.get(one.channel, ""), abs(one.value - one.usual)
         since = f"time {one.since:g}"
         if DATED < one.since < UNDATED:
             since = f"{local(one.since, spec.timezone):%Y-%m-%d %H:%M:%S %Z}"
         return (
-            f"{one.device}: {one.channel} {rounded(one.value, away)}{unit} (usually {rounded(one.usual, away)}{unit}) at {since} "
+            f"{one.device}: {one.channel} {quantity(one.value, unit, away)} (usually {quantity(one.usual, unit, away)}) at {since} "
             f"was unlike all else; {one.ticks} readings of about then were {become}"
         )
 

@@ -191,7 +191,7 @@ class Window:
         last = np.array(stream.table.last[self._slot(key), : len(channels)])
         alerts = stream.book.alerts(key.device)
         courses = {alert.id: course for alert in alerts if (course := self._course(alert)) is not None}
-        return Detail(channels, last, tuple(self._ticks[key]), alerts, courses)
+        return Detail(channels, last, tuple(self._ticks[key]), alerts, courses, *stream.held_back(key.device))
 
 
 def _ticks(rows: Rows) -> list[Tick]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sentinel.model.apart import LEAST_TICKS, MOST_SHARE, episodes
+from sentinel.model.apart import LEAST_TICKS, MOST_SHARE, Episode, episodes, faults
 from sentinel.model.kernel import QUANTUM
 from sentinel.model.learn import Learned, Series, Stretch, learn
 from sentinel.model.score import Detector
@@ -26,7 +26,7 @@ def quanta(errors: Floats) -> np.ndarray[tuple[int, int], np.dtype[np.int16]]:
     return np.round(np.clip(errors, -20, 20) * QUANTUM).astype(np.int16)
 
 
-def found(errors: Floats, values: Floats | None = None) -> list[tuple[int, int]]:
+def found(errors: Floats, values: Floats | None = None) -> list[Episode]:
     return episodes(quanta(errors), fleets.healthy(len(errors)) if values is None else values, 100, FAR)
 
 
@@ -46,7 +46,8 @@ class TestEpisodes:
     def test_ten_ticks_of_large_errors_are_one_that_holds_them(self, at: int) -> None:
         errors = usual()
         errors[at : at + 10, 4] += 12
-        ((begin, end),) = found(errors)
+        ((begin, end, channel),) = found(errors)
+        assert channel == 1
         assert begin <= at + 2
         assert at + 8 <= end <= at + 10 + 30
 
@@ -62,10 +63,25 @@ class TestEpisodes:
             errors[at : at + 10, 4] += 15
         assert found(errors) == []
 
-    def test_what_lasts_is_how_the_device_is(self) -> None:
+    @pytest.mark.parametrize("since", [300, TICKS - 120])
+    def test_what_lasts_is_how_the_device_is(self, since: int) -> None:
         errors = usual()
-        errors[300:, 4] += 15
+        errors[since:, 4] += 15
         assert found(errors) == []
+
+    def test_what_a_channel_shows_twice_is_how_it_is_and_one_of_each_is_not(self) -> None:
+        twice, each = usual(), usual()
+        for at, channel in ((150, 4), (400, 5)):
+            twice[at : at + 10, 4] += 15
+            each[at : at + 10, channel] += 15
+        assert found(twice) == []
+        assert [episode.channel for episode in found(each)] == [1, 2]
+
+    def test_what_many_devices_show_in_one_channel_is_how_the_fleet_is(self) -> None:
+        heat, flow = Episode(100, 120, 0), Episode(300, 320, 1)
+        assert faults([[heat, flow], [heat], [heat], []]) == [[flow], [], [], []]
+        assert faults([[heat], [heat], [], []]) == [[heat], [heat], [], []]
+        assert faults([[heat]] * 3 + [[]] * 27) == [[heat]] * 3 + [[]] * 27
 
     def test_a_channel_that_seldom_switches_is_none(self) -> None:
         values = fleets.healthy(TICKS)
@@ -92,10 +108,10 @@ class TestEpisodes:
         errors[at : at + length] += size
         errors[random.random(errors.shape) < missing] = 0.0
         places = episodes(quanta(errors), fleets.healthy(TICKS), int(random.integers(300)), FAR)
-        edges = [edge for place in places for edge in place]
+        edges = [edge for place in places for edge in place[:2]]
         assert edges == sorted(edges)
         assert len(places) <= 2
-        assert sum(end - begin for begin, end in places) <= MOST_SHARE * TICKS
+        assert sum(end - begin for begin, end, _ in places) <= MOST_SHARE * TICKS
 
 
 def with_fault(values: Floats, at: int) -> Floats:

@@ -243,6 +243,21 @@ class TestDeadLetter:
         assert self.letter(b"", "plant/\ud800")["topic"] == "plant/\\ud800"
 
 
+def test_the_log_says_it_again_only_of_new_messages_and_a_day_later_it_is_over(watch: Watch) -> None:
+    with capture_logs() as logs:
+        watch.wait(1, *[BAD] * 20)
+        assert watch.of("pump")
+        watch.wait(2 * AGAIN)
+        told = events(logs).count("messages are refused")
+        watch.wait(1, BAD)
+        assert (told, events(logs).count("messages are refused")) == (1, 2)
+    for _ in range(25):
+        watch.now += 3600
+        watch.intake.judge(watch.now, listening=True)
+    watch.wait(1)
+    assert not any("refused" in reason for reason in watch.of("pump"))
+
+
 class TestDevicesThatAreNotUnderstood:
     def test_one_among_many_is_told_with_what_is_wrong_until_it_is_understood(self, watch: Watch) -> None:
         def second(bad: object) -> None:
@@ -276,11 +291,10 @@ class TestDevicesThatAreNotUnderstood:
         assert watch.intake.unread["room"] == []
 
     def test_devices_beyond_three_are_counted_and_ever_new_ones_bounded(self, watch: Watch) -> None:
+        watch.wait(WITHIN + 1)
         for at in range(1500):
             watch.take("warm", topic=f"home/cellar{at}/temp")
-            watch.take(20.5, 20.5, topic="home/attic/temp")
-        watch.wait(WITHIN + 1)
-        watch.take(*[20.5] * 1500, topic="home/attic/temp")
+        watch.take(*[20.5] * 2000, topic="home/attic/temp")
         watch.wait(1)
         assert len(watch.intake.unread["room"]) == 4
         assert watch.intake.unread["room"][-1] == "997 more"

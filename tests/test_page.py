@@ -25,7 +25,7 @@ from prometheus_client import CollectorRegistry
 from sentinel import trainer
 from sentinel.adapters.http import Access, HttpServer
 from sentinel.adapters.mqtt.memory import MemoryBroker
-from sentinel.adapters.page import Alerts, Fleet, Key, Page, ProfileRows
+from sentinel.adapters.page import Alerts, Detail, Fleet, Key, Page, ProfileRows, Tick
 from sentinel.adapters.page.charts import draw
 from sentinel.adapters.page.routes import MOST_LOOKED, MOST_STREAMS
 from sentinel.adapters.page.views import PAGE, Question, ask
@@ -491,6 +491,7 @@ STATUS: dict[str, Any] = {
     "progress": 0.4,
     "failure": "",
     "apart": [],
+    "unread": [],
 }
 
 
@@ -565,6 +566,23 @@ class TestTenThousandDevices:
         said = "pump-1: flow 9 <m3/h> (usually 2 m3/h) was unlike all else"
         page.show(Fleet([replace(fleet.profiles[0], status=STATUS | {"apart": [said]})], fleet.now))
         assert "Stood apart while it learned: pump-1: flow 9 &lt;m3/h&gt;" in text(server, "/")
+        server.stop()
+
+    def test_devices_that_are_not_understood_are_said_of_their_profile(self) -> None:
+        page, server = shown(3)
+        fleet = fleet_of(3)
+        status = STATUS | {"unread": ["pump-9: text ('<b>') at channel path 'v', expected a number"]}
+        page.show(Fleet([replace(fleet.profiles[0], status=status)], fleet.now))
+        assert "Not understood: pump-9: text (&#39;&lt;b&gt;&#39;)" in text(server, "/")
+        server.stop()
+
+    def test_what_holds_an_alert_back_is_said_beside_the_score(self) -> None:
+        page, server = shown(3)
+        key = Key("pump", "pump-1")
+        tick = Tick(1.7e9, 1.2, np.array([1.0]), np.array([0.0]), np.array([2.0]))
+        for raised, rest, said in ((0.35, 0, "an alert takes some 1.35"), (0.0, 20, "no new alert for 20 readings")):
+            page.tell(Alerts(), {key: Detail([("heat", "")], np.array([1.0]), (tick,), (), {}, raised, rest)})
+            assert said in text(server, "/devices/pump/pump-1")
         server.stop()
 
     def test_pages_cut_the_sorted_whole(self) -> None:

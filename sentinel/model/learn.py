@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sentinel.errors import TrainingError
 from sentinel.model import calibrate, features, kernel
-from sentinel.model.apart import episodes
+from sentinel.model.apart import Episode, episodes, faults
 from sentinel.model.calibrate import ShiftReference
 from sentinel.model.forecaster import Forecaster, head_count, weight_shapes
 from sentinel.model.kernel import EARLIEST_SHIFT, FLOOR, LEAST, PLACED, SETTLE, WARM
@@ -161,7 +161,7 @@ def _learn(
     start: Detector | None,
     placed: Mapping[str, Place],
     progress: Progress,
-) -> tuple[Learned, list[list[tuple[int, int]]]]:
+) -> tuple[Learned, list[list[Episode]]]:
     """As `learn`; and which ticks [begin, end) of each series stand apart, where it goes on from no detector."""
     names = tuple(channel.name for channel in channels)
     networks = tuple(s.device for s in series) if spec.weights == "device" else ()
@@ -203,28 +203,29 @@ def _unseen(series: Series, left_out: Sequence[Stretch]) -> Series:
     return replace(series, values=values)
 
 
-def _without(series: Series, places: Sequence[tuple[int, int]]) -> Series:
+def _without(series: Series, places: Sequence[Episode]) -> Series:
     """The same, with nothing seen in some stretches of it."""
     values = series.values.copy()
-    for begin, end in places:
+    for begin, end, _ in places:
         values[begin:end] = np.nan
     return replace(series, values=values)
 
 
-def _told(series: Series, detector: Detector, place: tuple[int, int]) -> Apart:
-    """What to say of a stretch: the channel and the value in it that are farthest from the device's usual ones."""
-    own, spread = location_and_spread(series.values)
-    values = series.values[place[0] : place[1]]
-    far = np.nan_to_num(np.abs(values - own) / spread)
-    at, channel = np.unravel_index(int(far.argmax()), far.shape)
+def _told(series: Series, detector: Detector, place: Episode) -> Apart:
+    """What to say of a stretch: its channel, and the value in it that is farthest from the usual one; a counter's step."""
+    values = series.values[:, place.channel]
+    if detector.scale.counter[place.channel]:
+        values = np.diff(values, prepend=np.nan)
+    usual = float(np.nanmedian(values))
+    within = values[place.begin : place.end]
     return Apart(
         device=series.device,
-        since=float(series.time[place[0]]),
-        until=float(series.time[place[1] - 1]),
-        ticks=place[1] - place[0],
-        channel=detector.channels[channel],
-        value=float(values[at, channel]),
-        usual=float(own[channel]),
+        since=float(series.time[place.begin]),
+        until=float(series.time[place.end - 1]),
+        ticks=place.end - place.begin,
+        channel=detector.channels[place.channel],
+        value=float(within[int(np.nan_to_num(np.abs(within - usual)).argmax())]),
+        usual=usual,
     )
 
 
@@ -827,7 +828,7 @@ def _validate(network: _Network, ticks: _Ticks, who: Tensor) -> float:
 
 def _calibrate(
     detector: Detector, stages: Sequence[Mapping[str, Tensor]], stack: _Stack, progress: Progress, *, seek: bool
-) -> tuple[Detector, Slabs, list[list[tuple[int, int]]]]:
+) -> tuple[Detector, Slabs, list[list[Episode]]]:
     """Stream the series through the detector: each device's statistics, the shift reference, the prior.
 
     Also which ticks of each series stand apart, if it is to `seek` them.
@@ -873,11 +874,11 @@ def _calibrate(
     if shift is not None:
         layout.view(prior[None], "centre")[...] = shift.centre[0]
     detector = replace(detector, shift=shift, prior=prior, spread_of_locations=spread)
-    found: list[list[tuple[int, int]]] = []
+    found: list[list[Episode]] = []
     for i, n in enumerate(stack.length.tolist() if seek else ()):
         places = episodes(quanta[:n, i], stack.x[:n, i], int(staged.first[i]), detector.spec.horizons[-1])
-        found.append([(begin + int(cut[i]), end + int(cut[i])) for begin, end in places])
-    return detector, slabs, found
+        found.append([Episode(begin + int(cut[i]), end + int(cut[i]), channel) for begin, end, channel in places])
+    return detector, slabs, faults(found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,9 +87,9 @@ def parse_positive_duration(value: object) -> float:
 
 
 def parse_moment(value: str, now: float) -> float:
-    """Seconds since the epoch, from a time, or a duration before `now`."""
+    """Seconds since the epoch, from a time, or a duration before `now`, with its unit: 20260501 is a day."""
     try:
-        return now - parse_positive_duration(value)
+        return now - parse_positive_duration("" if value.strip().isdecimal() else value)
     except ValueError:
         try:
             moment = datetime.fromisoformat(value)

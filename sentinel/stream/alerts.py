@@ -437,14 +437,16 @@ def _unusual(view: ChannelView) -> str:
     band = ""
     if view.expected is not None and low is not None and high is not None:
         half = (high - low) / 2
-        middle = rounded(view.expected, half)
+        middle = quantity(view.expected, half=half)
         even = max(abs(view.expected - low), abs(high - view.expected)) <= 1.1 * half
-        around = f"± {rounded(half, half)}" if even else f"({rounded(low, half)} to {rounded(high, half)})"
+        around = (
+            f"± {quantity(half, half=half)}" if even else f"({quantity(low, half=half)} to {quantity(high, half=half)})"
+        )
         band = f"expected {middle} {around}"
         if value is not None and not low <= value <= high:
             more = f", {_HOW[view.how]}" if view.how in ("unlike the others", "out of all history") else ""
-            return f"{view.name} {rounded(value, half)} {view.unit}".rstrip() + f", {band}{more}"
-        now = f"{rounded(value, half)} {view.unit}".rstrip() if value is not None else "no value at that moment"
+            return f"{view.name} {quantity(value, half=half)} {view.unit}".rstrip() + f", {band}{more}"
+        now = f"{quantity(value, half=half)} {view.unit}".rstrip() if value is not None else "no value at that moment"
     elif value is not None and not view.how:
         return f"{view.name} {quantity(value, view.unit)} is unusual"
     else:
@@ -501,21 +503,21 @@ def _span(alert: Alert, timezone: str) -> str:
     return f" since {began:{'%H:%M' if began.date() == at.date() else '%Y-%m-%d %H:%M'}} {began:%Z}{told}"
 
 
-def rounded(value: float, half: float) -> str:
-    """A number to two digits of its band's half width, so that a value outside of the band is seen to be so."""
-    places = 1 - math.floor(math.log10(half)) if half > 0 and math.isfinite(half) else -1
-    if not 0 <= places <= 9 or abs(value) >= 1e9:
-        return quantity(value)
-    text = f"{value:.{places}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+def quantity(value: float | None, unit: str = "", half: float = math.nan) -> str:
+    """A number as a person writes it, with its unit.
 
-
-def quantity(value: float | None, unit: str = "") -> str:
-    """A number as a person writes it, with its unit."""
+    Args:
+        half: of its band's width, of which it has two digits, so that a value outside is seen to be so; NaN: it has none.
+    """
     if value is None or not math.isfinite(value):
         return "?"
     magnitude = abs(value)
-    digits = f"{value:.0f}" if 1000 <= magnitude < 1e7 else f"{value:.3g}"
+    places = 1 - math.floor(math.log10(half)) if half > 0 and math.isfinite(half) else -1
+    if 0 <= places <= 9 and magnitude < 1e9:
+        digits = f"{value:.{places}f}"
+        digits = digits.rstrip("0").rstrip(".") if "." in digits else digits
+    else:
+        digits = f"{value:.0f}" if 1000 <= magnitude < 1e7 else f"{value:.3g}"
     return f"{digits} {unit}".rstrip()
 
 

@@ -442,6 +442,14 @@ class ProfileStream:
         """State of one device."""
         return DEVICE_STATES[int(self.state_codes()[slot])]
 
+    def held_back(self, device: str) -> tuple[float, int]:
+        """Share by which a device's threshold for alerts is raised, and ticks for which no prediction alert begins."""
+        if self.slabs is None:
+            return 0.0, 0
+        slot = self.table.slot_of[device]
+        since = int(self.table.ticks[slot] - self.table.last_start[slot])
+        return float(self.slabs.view("raised")[slot]), max(int(self.slabs.view("refractory")[slot]) - since, 0)
+
     def scores(self) -> Floats:
         """Last score of each slot, (N,), NaN where there is none."""
         return self.table.score

@@ -2,8 +2,10 @@
 
 All fleets are simulated, at 1 Hz and 1/week.
 
-    learning    24 devices learn live from 600 ticks; in 12 of them a fault, once in those and once 500 ticks after: the
-                share of the latter that is told, beside the same without the former
+    learning    12 devices learn live from 600 ticks; in 2 of them a fault, once in those and once 500 ticks after: the
+                share of the latter that is told, beside the same without the former; three such fleets a kind
+    rare        6 devices do once or twice in those 600 ticks what they do again and again afterwards: their prediction
+                alerts in the next 3,400
     joining     12 healthy pumps that a profile of 12 others, alike, was not learned from: their prediction alerts in the
                 first ten minutes and in all, and faults of theirs that are told
     declared    12 healthy devices, 600 and 2,000 ticks of each declared: their prediction alerts in the rest of 7,200
@@ -16,13 +18,15 @@ Writes OUT/summary.json.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from sentinel.backtest import Backtest, Plan
+from sentinel.records import Floats
 from sentinel.simulate import PUMP, Fleet
 from tests.bench.inject import Fault, inject, spread
 from tests.bench.runs import Progress
@@ -35,6 +39,7 @@ LEARNED, AGAIN, TICKS = 600, 1100, 1500
 PLACES = (60, 100, 200, 300, 380, 450, 500, 570)  # of faults while learning, in turn
 AFTER = 75  # ticks in which a fault may be told after its end
 HOURS = 7200  # ticks
+RAMP = 50  # ticks from which a pulse is a half wave
 
 
 def fleet(kind: str, devices: int, ticks: int, *, seed: int = 1) -> list[Stream]:
@@ -68,19 +73,42 @@ def told(verdict: Verdict, fault: Fault, at: int) -> bool:
 def learning() -> Iterator[tuple[str, dict[str, float]]]:
     """Shares of faults told after clean learning, and after learning with the like of them."""
     for kind in KINDS:
-        healthy = fleet(kind, 24, TICKS)
+        healthy = fleet(kind, 36, TICKS)
         for fault in FAULTS:
-            shares = {}
-            for name in ("clean", "like"):
+            found: dict[str, list[bool]] = {"clean": [], "like": []}
+            for name, fleet_at in product(found, range(3)):
                 copies = []
-                for at, stream in enumerate(healthy):
-                    channel, one = at % stream.values.shape[1], replace(stream, id=str(at))
-                    if at % 2 == 0 and name == "like":
-                        one = faulty(one, channel, fault, PLACES[at % len(PLACES)], at)
-                    copies.append(faulty(one, channel, fault, AGAIN, at) if at % 2 == 0 else one)
+                for at, stream in enumerate(healthy[12 * fleet_at : 12 * fleet_at + 12]):
+                    channel, one = (at // 6 + fleet_at) % stream.values.shape[1], replace(stream, id=str(at))
+                    if at % 6 == 0 and name == "like":
+                        one = faulty(one, channel, fault, PLACES[(3 * fleet_at + at // 2) % len(PLACES)], at)
+                    copies.append(faulty(one, channel, fault, AGAIN, at) if at % 6 == 0 else one)
                 judged = judged_at(copies, [WEEKLY.alert_budget], LEARNED, f"{kind} {fault.name}", declared=False)[0]
-                shares[name] = float(np.mean([told(verdict, fault, AGAIN - LEARNED) for verdict in judged[::2]]))
-            yield f"learning/{kind}/{fault.name}", shares
+                found[name] += [told(verdict, fault, AGAIN - LEARNED) for verdict in judged[::6]]
+            yield f"learning/{kind}/{fault.name}", {name: float(np.mean(each)) for name, each in found.items()}
+
+
+def rare() -> Iterator[tuple[str, dict[str, float]]]:
+    """Alerts of healthy devices about what they did but once or twice while they were learned from."""
+
+    def pulse(period: int, length: int, phase: int) -> Floats:
+        at = (np.arange(4000) + phase) % period
+        smooth: Floats = np.sin(np.pi * np.clip(at / length, 0, 1))
+        return smooth if length > RAMP else (at < length).astype(np.float64)
+
+    ways: dict[str, Callable[[int], Floats]] = {
+        "defrost": lambda at: 8 * pulse(350, 20, 53 * at),
+        "defrost seldom": lambda at: 8 * pulse(500, 20, 83 * at),
+        "cycle": lambda at: 10 * pulse(400, 60, 53 * at),
+        "set-point": lambda at: np.where(np.arange(4000) >= 420 + 20 * at, 10.0, 0.0),
+    }
+    for way, course in ways.items():
+        streams = fleet("4/ar", 6, 4000)
+        for at, stream in enumerate(streams):
+            stream.values[:, 0] += course(at) * float(spread(stream.values[:LEARNED, :1])[0])
+        budget = WEEKLY.alert_budget
+        found = judged_at(streams, [budget], LEARNED, way, declared=False)[0]
+        yield f"rare/{way}", {"alerts": sum(len(verdict.starts()) for verdict in found)}
 
 
 def learned(streams: Sequence[Stream], ticks: int, *, declared: bool) -> Backtest:
@@ -135,7 +163,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     out = parser.parse_args().out
     summary = {}
-    for part in (learning, joining, declared):
+    for part in (learning, rare, joining, declared):
         for name, figures in part():
             summary[name] = figures
             print(f"{name:32}", "  ".join(f"{key} {value:.4g}" for key, value in figures.items()), flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -364,6 +365,7 @@ def _charts(detail: Detail) -> list[dict[str, Any]]:
             "last": _number(score[-1]) if len(ticks) else None,
             "low": None,
             "high": None,
+            "half": math.nan,
             "chart": draw(time_, score, none, none, score >= 1.0, level=1.0),
         }
     ]
@@ -376,6 +378,7 @@ def _charts(detail: Detail) -> list[dict[str, Any]]:
                 "last": _number(detail.last[at]),
                 "low": _number(below[-1]) if len(ticks) else None,
                 "high": _number(above[-1]) if len(ticks) else None,
+                "half": float(above[-1] - below[-1]) / 2 if len(ticks) else math.nan,
                 "chart": draw(time_, x, below, above, (x < below) | (x > above)),
             }
         )

@@ -143,6 +143,8 @@ class Detail:
         ticks: the newest ticks.
         alerts: open, as they are now, the most urgent first.
         courses: of these, by id.
+        raised: share by which its threshold for alerts is raised after past ones.
+        rest: readings for which no prediction alert begins, after the last one has.
     """
 
     channels: Sequence[tuple[str, str]]
@@ -150,6 +152,8 @@ class Detail:
     ticks: Sequence[Tick]
     alerts: Sequence[Alert]
     courses: Mapping[str, Course] = field(default_factory=dict)
+    raised: float = 0.0
+    rest: int = 0
 
 
 Which = Literal["all", "alerts", "learning", "silent"]

@@ -21,6 +21,7 @@ from sentinel.stream.decode.words import Words, dotted, kind, listed, paths, say
 
 MAX_DEVICE_BYTES = 200
 MAX_ROUTES = 1 << 18  # topics remembered
+LONGEST_CHANNEL = 200  # characters of a channel's name that is learned
 LONGEST_ROUTE = 512  # characters of a topic that is remembered; a longer one is no device's
 _NUMBERS = frozenset({float, int})
 CLOCK_NAMES = frozenset({"ts", "time", "timestamp", "datetime"})  # never a channel that is learned by itself
@@ -143,7 +144,12 @@ class _Profile:
     def column(self, name: str) -> int | None:
         """Column of a channel; a new one where the profile learns its channels and has room."""
         at = self.index.get(name)
-        if at is None and self.auto and len(self.channels) < self.spec.max_channels and name:
+        if (
+            at is None
+            and self.auto
+            and len(self.channels) < self.spec.max_channels
+            and 0 < len(name) <= LONGEST_CHANNEL
+        ):
             at = self.index[name] = len(self.channels)
             self.channels.append(name)
         return at
