@@ -132,7 +132,7 @@ class Learner:
         said = self._said
         if "version" in said:
             self.failure = ""
-            apart = said.pop("apart")
+            apart, _ = said.pop("apart"), said.pop("moving")
             self._say("learned", **said, seconds=round(now - self._began, 1))
             for sentence in apart[:MOST_APART]:
                 log.warning("stood apart while learning", profile=self.stream.spec.name, what=sentence)

@@ -87,7 +87,8 @@ def run(job: Job, tell: Callable[[str, float], None]) -> dict[str, Any]:
     """Learn, catch up, save.
 
     Returns:
-        {"version", "position", "ticks", "device_seconds", "loss_before", "loss", "apart"} or, where the champion stays,
+        {"version", "position", "ticks", "device_seconds", "loss_before", "loss", "apart",
+        "moving"} or, where the champion stays,
         {"kept", "reason"}.
 
     Raises:
@@ -152,7 +153,7 @@ def run(job: Job, tell: Callable[[str, float], None]) -> dict[str, Any]:
             "device_seconds": round(seconds, 1),
             **losses,
         }
-        return facts | {"apart": told_apart(learned, job.spec)}
+        return facts | {"apart": told_apart(learned, job.spec), "moving": list(learned.moving)}
 
 
 def covered(times: Floats, interval: float) -> float:

@@ -459,6 +459,19 @@ class TestNamedChannels:
         assert one(samples)["device"] == {"path": "id"}
         assert "channel" not in one(samples)
 
+    def test_devices_within_the_names_of_several_gateways_are_a_hint(self) -> None:
+        def batch(parts: list[str]) -> dict[str, object]:
+            return {"values": [{"id": f"{part}.{c}", "v": 1.5} for part in parts for c in ("Heat", "Flow")]}
+
+        text = propose([message(f"opc/plant{n}/data", batch(["L1.P1", "L1.P2", "L2.P1"])) for n in (1, 2)])
+        assert '# if L1.P1, L1.P2 and so on are devices: channel = { path = "id", value = "v", split = "." }' in text
+        assert "are devices" not in propose([message(f"opc/plant{n}/data", batch(["motor"])) for n in (1, 2)])
+
+    def test_positions_are_left_out_and_said_to_be_such(self) -> None:
+        samples = series(["f/1/x", "f/2/x"], {"gps": {"lat": 50.1, "lon": 8.5, "speed": 3.5}})
+        assert one(samples)["channels"] == [{"name": "speed", "path": "gps.speed"}]
+        assert '# { name = "gps_lat", path = "gps.lat" },  # a position' in propose(samples)
+
     def test_devices_within_names_are_counted_and_named(self) -> None:
         values = [{"id": f"Sim.Dev{n}.{c}", "v": n + 0.5} for n in range(2) for c in ("Ramp1", "Random1")]
         text = propose([message("kepware", {"values": values})])

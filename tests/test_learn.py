@@ -61,6 +61,17 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
     assert not torch.equal(weights(1), weights(2))
 
 
+def test_what_goes_one_way_all_through_is_named_unless_it_is_a_counter() -> None:
+    def trip(seed: int) -> Floats:
+        values, time = fleets.healthy(400, seed), np.arange(400.0)
+        values[:, 1] += time * (1 if seed else -1)
+        values[:, 2] = np.cumsum(np.random.default_rng(seed).integers(0, 5, 400))
+        return values
+
+    done = learn.learn([series(trip(i), f"d{i}") for i in range(2)], channels(3), SMALL, seed=1, declared=True)
+    assert done.moving == ("c1",)
+
+
 def test_learning_leaves_the_random_state_of_others_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)

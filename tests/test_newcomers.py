@@ -10,10 +10,13 @@ import pytest
 from sentinel.backtest import OTHER_BUDGETS, Backtest, Plan
 from sentinel.model import kernel
 from sentinel.model.calibrate import WEEK
-from sentinel.records import ProfileSpec
+from sentinel.model.learn import Series, learn
+from sentinel.model.scale import location_and_spread
+from sentinel.records import Channel, ProfileSpec
 from sentinel.simulate import PUMP, Fleet
 from tests.bench.inject import Fault, inject, spread
 from tests.bench.streams import EPOCH, Stream, Verdict, recording, simulated, verdicts
+from tests.test_learn import SMALL
 
 LEARNED, TICKS = 1000, 2000
 SPEC = ProfileSpec("pump", alert_budget=1 / WEEK)
@@ -103,6 +106,29 @@ class TestNewDevicesOfAMixedFleet:
         found = judged(new, model)
         assert all(verdict.inside[200:400].any() for verdict in found)
         assert np.mean([verdict.inside[600:].mean() for verdict in found]) < 0.01
+
+
+class TestOneThatJoinedLatelyWhereTheNetworkLearnsOn:
+    def test_has_a_spread_like_the_others_though_it_showed_a_part_of_a_cycle(self) -> None:
+        random, time = np.random.default_rng(5), np.arange(600.0)
+
+        def room(phase: float, level: float, ticks: int) -> Series:
+            slow = np.sin(2 * np.pi * time[-ticks:] / 300 + phase)
+            own = np.stack([600 + 150 * slow, level + slow], 1) + random.normal(scale=[4, 0.1], size=(ticks, 2))
+            return Series(f"{phase}/{ticks}", EPOCH + time[-ticks:], own)
+
+        rooms = [room(phase, 20 + phase, 600) for phase in range(6)]
+        channels = [Channel("co2"), Channel("heat")]
+        first = learn(rooms, channels, SMALL, seed=0, declared=False)
+        again = learn([*rooms, room(1.5, 23, 30)], channels, SMALL, seed=0, declared=False, start=first.detector)
+        view = again.detector.layout.view
+        spread, n, placed = (view(again.memory[1], name) for name in ("s", "n", "warm"))
+        assert (spread[-1] > 0.5 * np.median(spread[:-1], 0)).all()
+        assert n[-1].max() >= kernel.LEAST
+        assert (placed[:-1] == kernel.PLACED).all()
+        assert placed[-1] == 30
+        _, spread_of_part = location_and_spread(room(1.5, 23, 30).values)
+        assert spread_of_part[0] / again.detector.scale.spread[0] < 0.3
 
 
 @pytest.fixture(scope="module")

@@ -54,6 +54,7 @@ _SCALES: dict[Unit, float] = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _TIME_NAME = re.compile(r"^(t|at|when|ts|dt)$|time|date|stamp|epoch|(^|_)ts(_|$)", re.IGNORECASE)
 _SURELY_A_DEVICE = re.compile("device|dev|machine|asset", re.IGNORECASE)
 _COUNTER_NAME = re.compile(r"^(seq|seq_?no|sequence|counter|n|(msg|message|packet)_?id)$", re.IGNORECASE)
+_POSITION_NAME = re.compile("(lat(itude)?|lon(gitude)?|lng)$", re.IGNORECASE)
 _DEVICE_NAME = re.compile(
     r"^((device|dev|sensor|node|machine|asset|unit)(_?(id|name|eui))?|id|name|serial|source|host(name)?|bn)$",
     re.IGNORECASE,
@@ -683,8 +684,8 @@ def _channels(group: _Group, times: Iterable[Keys]) -> list[str]:
         name = next(name for name in _channel_names(naming) if name not in taken)
         taken.add(name)
         line = f"{{ name = {_quote(name)}, path = {_path(keys)} }},"
-        if _counts(group, keys):
-            lines.append(f"  # {line}  # a counter")
+        if why := _no_channel(group, keys):
+            lines.append(f"  # {line}  # {why}")
         elif count == _MAX_CHANNELS:
             lines.append(f"  # {line}  # over {_MAX_CHANNELS} channels")
         else:
@@ -708,7 +709,7 @@ def _channel_keys(group: _Group) -> list[Keys]:
     if group.naming is not None:
         return [group.naming.value]
     times, _ = _times(group)
-    return [keys for keys in _values(group) if keys not in times and not _counts(group, keys)]
+    return [keys for keys in _values(group) if keys not in times and not _no_channel(group, keys)]
 
 
 def _channel_names(keys: Keys) -> Iterator[str]:
@@ -718,6 +719,13 @@ def _channel_names(keys: Keys) -> Iterator[str]:
     for length in range(min(1 + terse, len(words)), len(words) + 1):
         yield "_".join(words[-length:])
     yield from (f"{'_'.join(words)}_{number}" for number in range(2, 1 << 20))
+
+
+def _no_channel(group: _Group, keys: Keys) -> str:
+    """Why a number is left out of the channels; empty: it is one."""
+    if _counts(group, keys):
+        return "a counter"
+    return "a position: where it will be is not in where it was" if keys and _POSITION_NAME.match(keys[-1]) else ""
 
 
 def _counts(group: _Group, keys: Keys) -> bool:

@@ -48,11 +48,11 @@ def train(
         if from_journal:
             done = trainer.run(_job(store, spec, since, until, seed), tell)
             version, ticks, losses = done["version"], done["ticks"], [done["loss_before"], done["loss"]]
-            seconds, apart = done["device_seconds"], done["apart"]
+            seconds, apart, moving = done["device_seconds"], done["apart"], done["moving"]
         else:
             run = Backtest(spec, read_tables(data, label_column=label_column), tell)
             learned = run.learn_all(Plan(declared=True, seed=seed))
-            apart = trainer.told_apart(learned, spec)
+            apart, moving = trainer.told_apart(learned, spec), list(learned.moving)
             version = trainer.save(store / "models", run.stream, learned.detector, 0, trainer.noted(learned, spec))
             seconds = run.covered()
             ticks, losses = int(run.stream.table.ticks.sum()), [trainer.finite(loss) for loss in learned.losses]
@@ -68,12 +68,18 @@ def train(
         "loss_before": losses[0],
         "loss_after": losses[1],
         "apart": apart,
+        "moving": moving,
     }
     if json_file is not None:
         write_json(json_file, result)
     say(f"model {version} of profile {profile}")
     show_facts(_facts(result), indent="  ")
     say(*(f"note: {sentence}; if it was a fault, leave it out" for sentence in apart))
+    if moving:
+        say(
+            f"note: {' and '.join(moving)} went one way all through it. Where they go next is not in it, and will be "
+            "flagged: leave out channels that wander, such as positions, or record a whole cycle."
+        )
     say(*_shortcoming(seconds, spec.alert_budget), "`sentinel run` uses it from its next start")
     return 0
 

@@ -96,6 +96,7 @@ class Learned:
         memory: `Slabs.take` of those devices at the end of their series.
         losses: validation loss, at the start and at its best; the mean of all networks'.
         better: whether any network gained on its start, or there was none.
+        moving: channels that went one way all through, in half of the devices or more.
         apart: ticks that stood apart from all others, where a detector was learned that goes on from none.
     """
 
@@ -104,6 +105,7 @@ class Learned:
     memory: Memory
     losses: tuple[float, float]
     better: bool
+    moving: tuple[str, ...] = ()
     apart: tuple[Apart, ...] = ()
 
 
@@ -191,7 +193,21 @@ def _learn(
         stacked = _end(stacked, REPLAYED)  # devices keep their statistics
     detector, slabs, found = _calibrate(detector, stages, stacked, progress, seek=start is None)
     devices = tuple(s.device for s in series)
-    return Learned(detector, devices, slabs.take(np.arange(1, len(series) + 1)), losses, better), found
+    memory = slabs.take(np.arange(1, len(series) + 1))
+    return Learned(detector, devices, memory, losses, better, _moving(series, names, stacked.scale.counter)), found
+
+
+def _moving(series: Sequence[Series], names: Sequence[str], counter: Bools) -> tuple[str, ...]:
+    """Channels that rise or fall from each quarter to the next, by more than they vary within one; no counters."""
+    moves = np.zeros(len(names))
+    for one in series:
+        parts = [location_and_spread(part) for part in np.array_split(one.values, 4) if len(part) >= QUARTER]
+        if len(parts) == 4:
+            levels, spreads = np.array([m for m, _ in parts]), np.array([s for _, s in parts])
+            steps = np.diff(levels, axis=0)
+            one_way = (steps > 0).all(0) | (steps < 0).all(0)
+            moves += one_way & (np.abs(levels[3] - levels[0]) > MOVES * spreads.mean(0))
+    return tuple(np.array(names)[~counter & (2 * moves >= len(series))].tolist())
 
 
 def _unseen(series: Series, left_out: Sequence[Stretch]) -> Series:
@@ -412,6 +428,7 @@ def _unlike(m: Floats, s: Floats) -> Floats:
     return np.where(tau > 0.1 * own, tau, 0.0)
 
 
+QUARTER, MOVES = 25, 4.0  # ticks at least; spreads: of one that rises steadily 8
 ENOUGH_DEVICES = 3  # to tell how unlike they are
 HOLD_OUT_LIVE = 200  # ticks a device from which a quarter is held out, when learning live
 
