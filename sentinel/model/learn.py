@@ -399,7 +399,7 @@ class _Stack:
 def _lean_on_fleet(m: Floats, s: Floats, ticks: Ints, lately: Bools) -> None:
     """Place those that joined lately as new devices are, and let their spread be the fleet's, until their own is known.
 
-    From a part of a slow cycle alone they had spreads so small that 13 of 15 of them alarmed once it was learned on.
+    From a part of a slow cycle alone they had spreads so small that most of them alarmed once it was learned on.
 
     Args:
         m, s: each device's own location and spread, (S, F); to be changed.

@@ -8,9 +8,11 @@ All fleets are simulated, at 1 Hz and 1/week.
                 alerts in the next 3,400
     joining     12 healthy pumps that a profile of 12 others, alike, was not learned from: their prediction alerts in the
                 first ten minutes and in all, and faults of theirs that are told
+    late        8 devices with cycles of some minutes are learned from, 3 join and are learned from after 25 readings and more,
+                as in the daemon: the joiners' prediction alerts in the first ten minutes, and of 3 faults those told
     declared    12 healthy devices, 600 and 2,000 ticks of each declared: their prediction alerts in the rest of 7,200
 
-    python -m tests.bench.starting [--out DIR]
+    python -m tests.bench.starting [--out DIR] [--only PART …]
 
 Writes OUT/summary.json.
 """
@@ -26,8 +28,11 @@ from pathlib import Path
 import numpy as np
 
 from sentinel.backtest import Backtest, Plan
-from sentinel.records import Floats
+from sentinel.model.learn import Series, learn, next_learning
+from sentinel.records import Channel, Floats, Readings
 from sentinel.simulate import PUMP, Fleet
+from sentinel.stream.pipeline import ProfileStream
+from sentinel.trainer import adopt, take_over
 from tests.bench.inject import Fault, inject, spread
 from tests.bench.runs import Progress
 from tests.bench.streams import BUDGETS, EPOCH, SPEC, Stream, Verdict, judged_at, recording, save, simulated, verdicts
@@ -39,6 +44,7 @@ LEARNED, AGAIN, TICKS = 600, 1100, 1500
 PLACES = (60, 100, 200, 300, 380, 450, 500, 570)  # of faults while learning, in turn
 AFTER = 75  # ticks in which a fault may be told after its end
 HOURS = 7200  # ticks
+FEW, JOIN, LAG, FAULT_AT = 8, 800, 120, 1400  # devices; ticks: of joining, of a network's learning, of a fault
 RAMP = 50  # ticks from which a pulse is a half wave
 
 
@@ -147,6 +153,68 @@ def joining() -> Iterator[tuple[str, dict[str, float]]]:
             yield f"joining/{'declared' if declared else 'live'}/{ticks}", figures
 
 
+def rooms(seed: int) -> list[Stream]:
+    """Eleven rooms whose air swings in 4 to 6 minutes, by each in its own; the last three join at tick JOIN."""
+    random, out = np.random.default_rng(seed), []
+    for at in range(11):
+        ticks = np.arange(JOIN if at >= FEW else 0, TICKS, dtype=np.float64)
+        swing = np.sin(2 * np.pi * ticks / random.uniform(240, 360) + random.uniform(0, 6))
+        noise = random.normal(size=(len(ticks), 3))
+        heat = random.uniform(20, 23) + 0.8 * swing + 0.05 * noise[:, 0]
+        damp = 45 - 3 * (heat - heat.mean()) + 0.2 * noise[:, 1]
+        values = np.stack([620 + 150 * swing + 5 * noise[:, 2], heat, damp], 1)
+        out.append(Stream(f"room/{at}", "room", EPOCH + ticks, values, ("co2", "heat", "damp")))
+    return out
+
+
+def starts_live(streams: Sequence[Stream]) -> dict[str, list[int]]:
+    """Ticks of prediction alerts, by device, as in the daemon: a network learns beside the stream and is taken later."""
+    channels = tuple(Channel(name) for name in streams[0].channels)
+    spec = replace(WEEKLY, channels=channels)
+    live, found = ProfileStream(spec), dict[str, list[int]]()
+    total, due, ready, coming = 0, LEARNED * FEW, 0, ProfileStream(spec)
+    for tick in range(TICKS):
+        readings = _at(streams, tick)
+        total += len(readings)
+        outcome, _ = live.absorb(readings, EPOCH + tick)
+        coming.absorb(readings, EPOCH + tick)
+        for transition in outcome.transitions:
+            if transition.alert.kind == "prediction" and transition.alert.state == "firing":
+                found.setdefault(transition.alert.device, []).append(tick)
+        if ready and tick >= ready:
+            take_over(live, coming)
+            ready = 0
+        elif not ready and total >= due:
+            past = [cut(s, 0, tick + 1 - int(s.time[0] - EPOCH)) for s in streams if s.time[1] <= EPOCH + tick]
+            series = [Series(s.id, s.time, s.values) for s in past]
+            start, placed = live.detector, live.placed()
+            done = learn(series, channels, spec.model, seed=0, declared=False, start=start, placed=placed)
+            due, ready = next_learning(total), tick + (LAG if start is None else LAG // 3)
+            coming = ProfileStream(spec)
+            adopt(coming, done)
+    return found
+
+
+def _at(streams: Sequence[Stream], tick: int) -> Readings:
+    here = [(s, tick - int(s.time[0] - EPOCH)) for s in streams if s.time[0] <= EPOCH + tick]
+    values, time = np.stack([s.values[at] for s, at in here]), np.full(len(here), EPOCH + tick)
+    return Readings("bench", streams[0].channels, [s.id for s, _ in here], time, values, np.arange(len(here)))
+
+
+def late() -> Iterator[tuple[str, dict[str, float]]]:
+    """Alerts of devices that join when a network learns on soon, and whether a fault of each is told."""
+    fault, alerts, seen = FAULTS[2], 0, 0
+    for seed in range(3):
+        streams = rooms(seed)
+        joined = [faulty(s, at, fault, FAULT_AT - JOIN, seed) for at, s in enumerate(streams[FEW:])]
+        found = starts_live([*streams[:FEW], *joined])
+        for stream in joined:
+            starts = found.get(stream.id, [])
+            alerts += sum(start < FAULT_AT for start in starts)
+            seen += any(FAULT_AT <= start < FAULT_AT + fault.length for start in starts)
+    yield "late/rooms", {"alerts": alerts, "told": seen / 9}
+
+
 def declared() -> Iterator[tuple[str, dict[str, float]]]:
     """Alerts of healthy devices whose first ticks were declared."""
     for kind in ("pump", "1/ar", "4/ar", "8/white", "8/heavy"):
@@ -161,9 +229,11 @@ def main() -> None:
     """Run all, and print a line each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
-    out = parser.parse_args().out
-    summary = {}
-    for part in (learning, rare, joining, declared):
+    parts = {part.__name__: part for part in (learning, rare, joining, late, declared)}
+    parser.add_argument("--only", nargs="+", choices=parts, default=list(parts))
+    given = parser.parse_args()
+    out, summary = given.out, {}
+    for part in map(parts.__getitem__, given.only):
         for name, figures in part():
             summary[name] = figures
             print(f"{name:32}", "  ".join(f"{key} {value:.4g}" for key, value in figures.items()), flush=True)
