@@ -15,7 +15,7 @@ from sentinel.adapters.tables import Recording
 from sentinel.errors import DataError
 from sentinel.model import calibrate, kernel
 from sentinel.model.calibrate import WEEK
-from sentinel.model.learn import MOST_TICKS, Learned, Series, learn, next_learning
+from sentinel.model.learn import MOST_TICKS, Learned, Series, Stretch, learn, next_learning
 from sentinel.model.score import Detector
 from sentinel.records import Alert, Bools, Channel, EventTime, Floats, Ints, ProfileSpec, Readings, Transition
 from sentinel.stream.alerts import AlertBook
@@ -340,6 +340,7 @@ class Backtest:
             raise DataError(msg)
         self.devices: list[str] = list(dict.fromkeys(name for recording in recordings for name in recording.devices))
         self.apart: list[str] = []
+        self._left_out: list[Stretch] = []
         self._recordings = recordings
         parts = [self._columns(recording) for recording in recordings]
         index = {name: at for at, name in enumerate(self.devices)}
@@ -560,8 +561,11 @@ class Backtest:
             declared=plan.declared,
             start=current,
             placed=self.stream.placed(),
+            left_out=self._left_out,
             progress=self._progress,
         )
+        if not plan.declared:
+            self._left_out += [(one.device, one.since, one.until) for one in learned.apart]
         self.apart += trainer.told_apart(learned, self.spec)
         if learned.better:
             trainer.adopt(self.stream, learned)

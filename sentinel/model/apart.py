@@ -41,7 +41,7 @@ def faults(found: Sequence[list[Episode]]) -> list[list[Episode]]:
 def episodes(quanta: npt.NDArray[np.int16], values: Floats, first: int, far: int) -> list[Episode]:
     """Stretches of ticks whose errors stand apart, at most two, no more than a third of all; else none.
 
-    What a channel shows twice, and what lasts to the end, is none.
+    What lasts to the end is none.
 
     What is held against its median and its 10th percentile is the mean |error| over 10 and 30 ticks, of each head and
     channel. What lies closer together than the farthest forecast and a window is one stretch: a fault spoils the forecasts
@@ -77,11 +77,8 @@ def episodes(quanta: npt.NDArray[np.int16], values: Floats, first: int, far: int
     ]
     if len(found) > MOST_EPISODES or sum(each.end - each.begin for each in found) > MOST_SHARE * count:
         return []
-    times = Counter(each.channel for each in found)
     ends, lasts = count - max(WINDOWS), LASTS + far + max(WINDOWS)
-    return [
-        each for each in found if times[each.channel] == 1 and not (each.end > ends and each.end - each.begin > lasts)
-    ]
+    return [each for each in found if each.end <= ends or each.end - each.begin <= lasts]
 
 
 def _away(error: Floats, window: int, first: int) -> Floats:

@@ -167,7 +167,7 @@ def _learn(
     """As `learn`; and which ticks [begin, end) of each series stand apart, where it goes on from no detector."""
     names = tuple(channel.name for channel in channels)
     networks = tuple(s.device for s in series) if spec.weights == "device" else ()
-    stacked = _Stack.of(series, declared=declared)
+    stacked = _Stack.of(series, declared=declared, alike=not networks)
     shapes = weight_shapes(spec, len(names), stacked.calendar, stacked.bins)
     if start is not None and not _goes_on(start, names, shapes, stacked.scale.counter):
         start = None
@@ -309,7 +309,8 @@ class _Stack:
     declared: bool
 
     @staticmethod
-    def of(series: Sequence[Series], *, declared: bool) -> "_Stack":
+    def of(series: Sequence[Series], *, declared: bool, alike: bool) -> "_Stack":
+        """`alike`: the devices are of one kind, and tell of each other."""
         interval = _usual(np.concatenate([np.diff(s.time) for s in series])) or 1.0
         counter = counters([s.values for s in series])
         width = series[0].values.shape[1]
@@ -322,7 +323,9 @@ class _Stack:
         most = longest if declared else PLACED_ON
         own = [location_and_spread(p[: min(n, most)]) for p, n in zip(plain, fit, strict=True)]
         locations, spreads = np.array([m for m, _ in own]), np.array([s for _, s in own])
-        lately = np.zeros(len(series), dtype=np.bool_) if declared else fit < min(int(fit.max()), PLACED_ON)
+        lately = (
+            fit < min(int(fit.max()), PLACED_ON) if alike and not declared else np.zeros(len(series), dtype=np.bool_)
+        )
         lately &= (~lately).sum() >= ENOUGH_DEVICES
         if lately.any():
             _lean_on_fleet(locations, spreads, fit, lately)
@@ -895,7 +898,7 @@ def _calibrate(
     for i, n in enumerate(stack.length.tolist() if seek else ()):
         places = episodes(quanta[:n, i], stack.x[:n, i], int(staged.first[i]), detector.spec.horizons[-1])
         found.append([Episode(begin + int(cut[i]), end + int(cut[i]), channel) for begin, end, channel in places])
-    return detector, slabs, faults(found)
+    return detector, slabs, found if detector.networks else faults(found)
 
 
 @dataclass(frozen=True, slots=True)
