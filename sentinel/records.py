@@ -227,7 +227,7 @@ class ProfileSpec:
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """B readings of one profile in order of arrival, columnar.
+    """B readings of one profile in order of arrival, those of one message in the order of their times, columnar.
 
     Attributes:
         channels: names of the F columns; a prefix-stable list that only grows for `auto` profiles.

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sentinel.records import Channel, EventTime, Fate, Message, ProfileSpec
+from sentinel.records import Channel, EventTime, Fate, Message, Naming, ProfileSpec
 from sentinel.stream.decode import Decoded, Decoder, Template
 from sentinel.stream.pipeline import Pipeline
 from tests import fleets
@@ -60,6 +60,38 @@ class TestReadings:
             [12.5],
             [[3.0, 4.5]],
         )
+
+    def test_readings_of_one_message_are_in_the_order_of_their_times_and_messages_in_that_of_arrival(self) -> None:
+        entries = [{"ts": time, "pressure": value} for value, time in enumerate((9, 8, 8, 7))]
+        (readings,) = decode(pump(entries), pump({"ts": 1, "pressure": 5}), pump({"ts": 2, "pressure": 6})).readings
+        assert readings.time.tolist() == [7, 8, 8, 9, 1, 2]
+        assert readings.values[:, 0].tolist() == [3, 1, 2, 0, 5, 6]
+        assert readings.message.tolist() == [0, 0, 0, 0, 1, 2]
+
+    @pytest.mark.parametrize(
+        "entries",
+        [
+            [("a", 5 - at) for at in range(5)],
+            [(name, 5 * at + 0.1 * (name == "b")) for name in "ab" for at in range(5)],
+        ],
+        ids=["newest first", "tag by tag"],
+    )
+    def test_a_list_of_named_values_in_any_order_loses_none(self, entries: list[tuple[str, float]]) -> None:
+        spec = ProfileSpec(
+            "log",
+            topic="log/{device}",
+            time=EventTime(("ts",)),
+            naming=Naming(("id",)),
+            channels=None,
+            align_window=1.0,
+        )
+        pipeline = Pipeline([spec], "sentinel")
+        payload = [{"ts": fleets.START + time, "id": name, "value": time} for name, time in entries]
+        outcome = pipeline.push([Message("log/d", orjson.dumps(payload))], fleets.START).outcomes["log"]
+        assert outcome.fates == {Fate.ACCEPTED: len(entries)}
+        ticks = outcome.ticks + pipeline.profiles["log"].timer(fleets.START + 9).ticks
+        assert sum(int((~np.isnan(each.batch.values)).sum()) for each in ticks) == len(entries)
+        assert sum(len(each.batch) for each in ticks) == 5
 
     def test_a_channel_that_is_null_or_absent_is_missing_not_zero(self) -> None:
         (readings,) = decode(

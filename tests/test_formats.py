@@ -144,7 +144,7 @@ BY_NAME: Sequence[tuple[str, str, object, list[tuple[str, float, dict[str, float
         "times of their own, else that of all",
         LISTED,
         {"ts": NOW, "values": [{"id": "a", "v": 1, "ts": NOW + 1}, {"id": "b", "v": 2}, {"id": "c", "v": 3, "ts": NOW + 1}]},
-        [("d", 1.0, {"a": 1.0, "c": 3.0}), ("d", 0.0, {"b": 2.0})],
+        [("d", 0.0, {"b": 2.0}), ("d", 1.0, {"a": 1.0, "c": 3.0})],
     ),
     (
         "devices of their own",
@@ -417,7 +417,7 @@ SENML: Sequence[tuple[str, list[dict[Any, Any]], list[tuple[str, float, dict[str
             {"n": "current", "t": -5, "v": 1.2},
             {"n": "current", "t": -4, "v": 1.3},
         ],
-        [("dev1", 0.0, {"voltage": 120.1}), ("dev1", -5.0, {"current": 1.2}), ("dev1", -4.0, {"current": 1.3})],
+        [("dev1", -5.0, {"current": 1.2}), ("dev1", -4.0, {"current": 1.3}), ("dev1", 0.0, {"voltage": 120.1})],
     ),
     (
         "times relative to now",

@@ -152,6 +152,22 @@ class TestAlignment:
         assert len(to.timer(100.0).ticks) == 1
         assert to.table.ticks[to.table.slot_of["d"]] == 2
 
+    def test_a_reading_before_the_tick_that_it_would_end_is_late_and_that_tick_waits_on(self) -> None:
+        to = stream(align_window=1.0)
+        rows = np.array([[value, NAN, NAN] for value in (5.0, 4.0, 3.0)])
+        outcome, _ = to.absorb(fleets.readings(["d"] * 3, np.array([5.0, 4.0, 3.0]), rows), 0.0)
+        assert (outcome.fates, outcome.count) == ({Fate.ACCEPTED: 1, Fate.LATE: 2}, 0)
+        outcome = to.timer(1.0)
+        assert (outcome.fates, outcome.count) == ({}, 1)
+
+    def test_what_a_tick_that_waits_and_the_one_before_say_already_is_a_duplicate(self) -> None:
+        to = stream(align_window=1.0)
+        self.push(to, 0.0, 0.0, pressure=1, flow=2)
+        self.push(to, 5.0, 5.0, pressure=1)
+        outcome, _ = to.absorb(fleets.readings(["d"], np.array([5.0]), np.array([[1.0, 2.0, NAN]])), 5.0)
+        assert outcome.fates == {Fate.DUPLICATE: 1}
+        assert to.timer(6.0).count == 1
+
     def test_by_time_of_receipt_nothing_is_late_or_doubled(self) -> None:
         to = stream(align_window=1.0, time=None)
         ticks = []

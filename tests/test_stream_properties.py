@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from sentinel.model import kernel
 from sentinel.model.score import Scored
 from sentinel.model.slabs import Slabs
-from sentinel.records import Bools, Fate, Floats, Ints, Readings, Transition
+from sentinel.records import FATES, Bools, Fate, Floats, Ints, Readings, Transition
 from sentinel.stream.pipeline import ProfileStream
 from tests import fleets
 
@@ -32,8 +33,8 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def make(declared: bool = False, weights: str = "shared") -> ProfileStream:
-    stream = ProfileStream(fleets.spec())
+def make(declared: bool = False, weights: str = "shared", window: float = 0.0) -> ProfileStream:
+    stream = ProfileStream(fleets.spec(align_window=window))
     stream.keep_ticks = True
     learned = fleets.learned(declared=declared, weights=weights)
     for name in learned.devices:
@@ -56,6 +57,18 @@ def rows(devices: int, ticks: int = TICKS, seed: int = 7, faults: bool = True) -
             if not np.isnan(values).all():
                 out.append((f"d{i}", fleets.START + t, values))
     return out
+
+
+def scattered(given_rows: list[tuple[str, float, Floats]], seed: int) -> list[tuple[str, float, Floats]]:
+    """Each channel by itself, up to 0.2 s late, and some out of order or twice."""
+    rng = np.random.default_rng(seed)
+    out = [
+        (device, time + rng.choice([0.0, 0.2]), np.where(np.arange(3) == column, values, np.nan))
+        for device, time, values in given_rows
+        for column in np.flatnonzero(~np.isnan(values))
+    ]
+    out += [out[at] for at in rng.integers(len(out), size=len(out) // 20)]
+    return [out[at] for at in np.argsort([time + rng.exponential(0.4) for _, time, _ in out], kind="stable")]
 
 
 Scores = dict[tuple[str, float], tuple[float, ...]]
@@ -89,16 +102,67 @@ def same(a: Scores, b: Scores) -> None:
 
 
 @CALM
-@given(st.integers(1, 20), st.lists(st.integers(0, 10_000), max_size=12), st.booleans(), WEIGHTS)
+@given(
+    st.integers(1, 20),
+    st.lists(st.integers(0, 10_000), max_size=12),
+    st.booleans(),
+    WEIGHTS,
+    st.sampled_from([0.0, 1.0]),
+)
 def test_chunking_a_stream_in_any_way_gives_the_same_scores_and_alerts(
-    devices: int, cuts: list[int], declared: bool, weights: str
+    devices: int, cuts: list[int], declared: bool, weights: str, window: float
 ) -> None:
-    given_rows = rows(devices)
-    whole, alerts = run(make(declared, weights), [given_rows])
-    edges = sorted({0, len(given_rows), *(cut % len(given_rows) for cut in cuts)})
-    parts, other = run(make(declared, weights), [given_rows[a:b] for a, b in pairwise(edges)])
-    same(whole, parts)
-    assert sorted(t.alert.id + str(t.alert.seq) for t in alerts) == sorted(t.alert.id + str(t.alert.seq) for t in other)
+    for given_rows in (rows(devices), scattered(rows(devices), devices)):
+        whole, alerts = run(make(declared, weights, window), [given_rows])
+        edges = sorted({0, len(given_rows), *(cut % len(given_rows) for cut in cuts)})
+        parts, other = run(make(declared, weights, window), [given_rows[a:b] for a, b in pairwise(edges)])
+        same(whole, parts)
+        told, others = ([t.alert.id + str(t.alert.seq) for t in each] for each in (alerts, other))
+        assert sorted(told) == sorted(others)
+
+
+ONE_CHANNEL_EACH = st.lists(
+    st.tuples(
+        st.sampled_from(["d0", "d1"]),
+        st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.0]),
+        st.integers(0, 2),
+        st.sampled_from([1.0, 2.0]),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(CALM, max_examples=300)
+@given(ONE_CHANNEL_EACH, st.lists(st.integers(1, 11), max_size=11))
+def test_readings_to_be_aligned_in_any_order_and_chunks_have_the_same_fates_and_none_accepted_is_lost(
+    order: list[tuple[str, float, int, float]], cuts: list[int]
+) -> None:
+    given_rows = [(d, fleets.START + t, np.where(np.arange(3) == at, v, np.nan)) for d, t, at, v in order]
+    edges = sorted({0, len(order), *(cut for cut in cuts if cut < len(order))})
+    runs = []
+    for chunks in ([given_rows], [[row] for row in given_rows], [given_rows[a:b] for a, b in pairwise(edges)]):
+        stream, told, ticks = ProfileStream(fleets.spec(align_window=1.0)), Counter[Fate](), []
+        codes: list[int] = []
+        for chunk in chunks:
+            outcome, fates = stream.absorb(pack(chunk), fleets.START)
+            codes += fates.tolist()
+            told.update(outcome.fates)
+            ticks += outcome.ticks
+        outcome = stream.timer(fleets.START + 9)
+        assert not outcome.fates
+        ticks += outcome.ticks
+        assert told == Counter(FATES[code] for code in codes)
+        out: dict[str, list[tuple[float, list[str]]]] = {}
+        for batch in (each.batch for each in ticks):
+            for slot, time, values in zip(batch.slots.tolist(), batch.time.tolist(), batch.values, strict=True):
+                out.setdefault(stream.table.ids[slot], []).append((time, [f"{v:g}" for v in values]))
+        used = [row for row, code in zip(order, codes, strict=True) if FATES[code] is Fate.ACCEPTED]
+        assert Counter((d, at, f"{v:g}") for d, _, at, v in used) == Counter(
+            (d, at, v) for d, taken in out.items() for _, tick in taken for at, v in enumerate(tick) if v != "nan"
+        )
+        runs.append((codes, out))
+    assert runs[0] == runs[1] == runs[2]
 
 
 @CALM

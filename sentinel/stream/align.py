@@ -51,13 +51,31 @@ class _Pending:
     push: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Past:
+    """A device's last tick: its event time, and each channel's last value (F,), NaN where none came yet."""
+
+    time: float
+    values: Floats
+
+    def after(self, held: _Pending) -> "_Past":
+        """What will be last once `held` was taken."""
+        return _Past(max(self.time, held.time), np.where(np.isnan(held.values), self.values, held.values))
+
+    def repeats(self, time: float, values: Floats, seen: Bools) -> bool:
+        """Whether a reading says what is said already."""
+        return time == self.time and np.array_equal(values[seen], self.values[seen])
+
+
 class Aligner:
     """Joins readings of one device that lie within `window` seconds of event time into one tick.
 
     Holds: one pending tick a device.   Blocks: never.   Raises: nothing.   Drops: what is late or a duplicate, with
     that fate.
     Emits a tick when all channels that the device is known for came, when a channel comes again or outside the
-    window, or when `window` seconds of receive time have passed, whichever is first.
+    window, or when `window` seconds of receive time have passed, whichever is first. A device's ticks come in the
+    order of their times and none repeats the one before, so what is accepted here is in a tick that is taken, and each
+    reading has one fate.
     """
 
     def __init__(self, window: float, by_arrival: bool = False) -> None:
@@ -68,52 +86,56 @@ class Aligner:
         self._pushes = 0
 
     def push(self, batch: Batch, table: DeviceTable, now: float) -> tuple[Batch, list[Fate]]:
-        """Ticks that these readings completed, in order, and each reading's fate."""
+        """Ticks that these readings completed, in order, and each reading's fate.
+
+        Args:
+            table: as of the ticks that were emitted before; those of this push are taken from it afterwards.
+        """
         done: list[tuple[int, _Pending]] = []
+        ended: dict[int, _Past] = {}  # ticks of this push, which the table does not have yet
         fates = []
         pending = self._pending
         self._pushes += 1
         for slot, time, values, message in zip(
             batch.slots.tolist(), batch.time.tolist(), batch.values, batch.message.tolist(), strict=True
         ):
+            past = ended.get(slot) or _Past(float(table.last_time[slot]), table.last[slot])
             held = pending.get(slot)
             if held is not None and len(held.values) < len(values):  # channels were learned since
                 held.values = np.append(held.values, np.full(len(values) - len(held.values), np.nan))
-            seen = ~np.isnan(values)
+            seen, known = ~np.isnan(values), ~np.isnan(past.values)
             if self._by_arrival:
-                time = max(time, float(table.last_time[slot]))  # noqa: PLW2901 - our clock may have stepped back
-            fate = self._fate(time, values, seen, held, float(table.last_time[slot]), table.last[slot])
+                time = max(time, past.time)  # noqa: PLW2901 - our clock may have stepped back
+            joins = held is not None and self._joins(held, time, seen)
+            before = past if held is None or joins else past.after(held)
+            fate = self._fate(time, values, seen, past, before)
             fates.append(fate)
             if fate is not Fate.ACCEPTED:
                 continue
-            if held is not None:
-                have = ~np.isnan(held.values)
-                if abs(time - held.time) <= self.window and not (have & seen).any():
-                    held.values = np.where(seen, values, held.values)
-                    held.message, held.push = message, self._pushes
-                    seen = have | seen
-                else:
+            if held is not None and joins:
+                held.values = np.where(seen, values, held.values)
+                held.message, held.push = message, self._pushes
+                seen = ~np.isnan(held.values)
+            else:
+                if held is not None:
                     done.append((slot, pending.pop(slot)))
-                    held = None
-            if held is None:
+                    ended[slot] = before
                 held = pending[slot] = _Pending(time, values.copy(), now, message, self._pushes)
-            known = table.known[slot]
-            if table.ticks[slot] > 0 and known.any() and not (known & ~seen).any():
+            if known.any() and not (known & ~seen).any():
                 done.append((slot, pending.pop(slot)))
+                ended[slot] = before.after(held)
         return self._batch(done, table.channels), fates
 
-    def _fate(
-        self, time: float, values: Floats, seen: Bools, held: _Pending | None, last_time: float, last: Floats
-    ) -> Fate:
+    def _joins(self, held: _Pending, time: float, seen: Bools) -> bool:
+        return abs(time - held.time) <= self.window and bool(np.isnan(held.values[seen]).all())
+
+    def _fate(self, time: float, values: Floats, seen: Bools, past: _Past, before: _Past) -> Fate:
+        """Of a reading whose tick comes after `before`, which is `past` or what is held now."""
         if self._by_arrival:
             return Fate.ACCEPTED
-        if held is not None and time == held.time and np.array_equal(values[seen], held.values[seen]):
+        if past.repeats(time, values, seen) or before.repeats(time, values, seen):
             return Fate.DUPLICATE
-        if time == last_time and np.array_equal(values[seen], last[: len(values)][seen]):
-            return Fate.DUPLICATE
-        if time < last_time or (held is not None and time < held.time - self.window):
-            return Fate.LATE
-        return Fate.ACCEPTED
+        return Fate.LATE if time < before.time else Fate.ACCEPTED
 
     def due(self, now: float, channels: int) -> Batch:
         """Ticks whose window has closed by `now`."""

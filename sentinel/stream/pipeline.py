@@ -111,7 +111,8 @@ class Outcome:
     """What one turn of the stream did for one profile.
 
     Attributes:
-        fates: readings by fate.
+        fates: readings by fate, each once in the turn that it came with; where ticks are aligned, an accepted one is in a
+            tick of this turn or in the one that waits for its window, and no tick is refused later.
         ticks: the waves, in order.
         transitions: of alerts, in order.
         anomalies: anomalous ticks, by kind.

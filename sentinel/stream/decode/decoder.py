@@ -180,22 +180,20 @@ class _Profile:
             self.index[name] = len(self.index)
 
     def flush(self) -> Readings | None:
+        """What was gathered; readings of one message in the order of their times."""
         if not self.device:
             return None
         width = len(self.channels)
         if self.auto and any(len(row) != width for row in self.rows):
             self.rows = [row + [math.nan] * (width - len(row)) for row in self.rows]
-        values = np.array(self.rows, dtype=np.float64).reshape(-1, width)
-        readings = Readings(
-            self.spec.name,
-            tuple(self.channels),
-            self.device,
-            np.array(self.time, dtype=np.float64),
-            values,
-            np.array(self.message, dtype=np.int64),
-        )
+        device, values = self.device, np.array(self.rows, dtype=np.float64).reshape(-1, width)
+        time, message = np.array(self.time, dtype=np.float64), np.array(self.message, dtype=np.int64)
+        if ((time[1:] < time[:-1]) & (message[1:] == message[:-1])).any():
+            order = np.lexsort((time, message))
+            device = [device[at] for at in order.tolist()]
+            time, values, message = time[order], values[order], message[order]
         self._clear_rows()
-        return readings
+        return Readings(self.spec.name, tuple(self.channels), device, time, values, message)
 
 
 class Decoder:
