@@ -216,7 +216,7 @@ class TestCounters:
         values[rng.random((300, 2)) < 0.3] = np.nan
         given = series(values)
         given.time[150:] += 1e6  # a new state: the last value stays known
-        stack = learn._Stack.of([given], declared=False)
+        stack = learn._Stack.of([given], declared=False, alike=True)
         last = np.full((1, 2), np.nan)
         for t, row in enumerate(values):
             live = stack.scale.scaled(row[None], last)
@@ -237,7 +237,7 @@ def test_the_longest_run_is_known_unless_most_long_series_say_nothing() -> None:
 def test_a_slow_device_of_a_fast_fleet_keeps_its_state() -> None:
     fast = [series(fleets.healthy(300, i), f"d{i}") for i in range(3)]
     slow = Series("slow", fleets.START + np.arange(0.0, 30 * 3600.0, 3600.0), fleets.healthy(30))
-    stack = learn._Stack.of([*fast, slow], declared=False)
+    stack = learn._Stack.of([*fast, slow], declared=False, alike=True)
     assert stack.interval == 1.0
     assert stack.fresh.sum(0).tolist() == [1, 1, 1, 1]
 
@@ -264,7 +264,7 @@ def test_training_sees_what_the_live_network_sees(
     time = fleets.START + interval * (np.arange(ticks) + late)
     time[ticks // 2 :] += 100 * interval
     given = Series("d", time, values)
-    stack = learn._Stack.of([given], declared=False)
+    stack = learn._Stack.of([given], declared=False, alike=True)
     assert (stack.calendar, stack.bins) == (calendar, bins)
     assert stack.fresh.sum() == 2, "the gap begins a new state"
     detector = dataclasses.replace(learned([given]).detector, spread_of_locations=np.zeros(3, dtype=np.float32))

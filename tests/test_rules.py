@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 
 from sentinel.records import Channel, Fate, Readings
 from sentinel.stream.align import waves
@@ -190,8 +191,9 @@ class TestAlignment:
 
 
 class TestClocks:
-    def test_one_time_far_ahead_does_not_deafen_a_device_for_good(self) -> None:
-        to = stream()
+    @pytest.mark.parametrize("window", [0.0, 1.0])
+    def test_one_time_far_ahead_does_not_deafen_a_device_for_good(self, window: float) -> None:
+        to = stream(align_window=window)
         feed(to, [*((float(t), 1, 1, t) for t in range(10)), (1e9, 1, 1, 2)])
         fates: list[Fate] = []
         for t in range(20):

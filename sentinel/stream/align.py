@@ -11,6 +11,8 @@ import numpy as np
 from sentinel.records import Bools, Fate, Floats, Ints
 from sentinel.stream.devices import DeviceTable
 
+CLOCK_ERROR, CLOCK_ERROR_INTERVALS, CLOCK_ERROR_READINGS = 3600.0, 64.0, 16  # seconds, usual intervals, in a row
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -26,6 +28,15 @@ class Batch:
 
     def rows(self, index: Ints) -> "Batch":
         return Batch(self.slots[index], self.time[index], self.values[index], self.message[index])
+
+
+def mend_clocks(slots: Ints, lateness: Floats, table: DeviceTable) -> Bools:
+    """Begin a new timeline for devices whose clock was far ahead once: many readings in a row, all far too late, (B,)."""
+    far = lateness > np.maximum(CLOCK_ERROR, CLOCK_ERROR_INTERVALS * table.interval[slots])
+    table.late[slots] = np.where(far, table.late[slots] + 1, 0)
+    mended: Bools = table.late[slots] >= CLOCK_ERROR_READINGS
+    table.last_time[slots[mended]] = -np.inf
+    return mended
 
 
 def waves(slots: Ints) -> Iterator[Ints]:
@@ -109,6 +120,11 @@ class Aligner:
             joins = held is not None and self._joins(held, time, seen)
             before = past if held is None or joins else past.after(held)
             fate = self._fate(time, values, seen, past, before)
+            if fate is Fate.ACCEPTED:
+                table.late[slot] = 0
+            elif held is None and mend_clocks(np.array([slot]), np.array([past.time - time]), table)[0]:
+                past = before = ended[slot] = _Past(-np.inf, past.values)
+                fate = Fate.ACCEPTED
             fates.append(fate)
             if fate is not Fate.ACCEPTED:
                 continue

@@ -45,7 +45,7 @@ from sentinel.records import (
     Transition,
 )
 from sentinel.stream.alerts import FLEET, AlertBook, Episode, Evidence
-from sentinel.stream.align import Aligner, Batch, waves
+from sentinel.stream.align import Aligner, Batch, mend_clocks, waves
 from sentinel.stream.decode import Decoded, Decoder, Edges, measures
 from sentinel.stream.devices import DeviceTable
 from sentinel.stream.recent import Recent
@@ -53,7 +53,6 @@ from sentinel.stream.rules import RULES, Broken, Rules
 
 SILENCE_LEAST = 300.0  # seconds; with `silence_after = "auto"` no device is silent sooner
 SILENCE_INTERVALS = 10.0
-CLOCK_ERROR, CLOCK_ERROR_INTERVALS, CLOCK_ERROR_READINGS = 3600.0, 64.0, 16  # seconds, usual intervals, in a row
 STIRRED, MOST_BEFORE = 0.8, 64.0  # score from which an episode has begun, should an alert come of it in so many ticks
 SCORED_BY = 50  # ticks; a device that had so many stays `scoring`
 _USED = FATE_CODE[Fate.ACCEPTED]
@@ -542,10 +541,10 @@ class ProfileStream:
             np.maximum(batch.time, last, out=batch.time)
             return np.full(len(batch), _USED)
         late = batch.time < last
-        if late.any():
-            self._mend_clocks(batch, last - batch.time)
-            late = batch.time < table.last_time[slots]
-        table.late[slots] = np.where(late, table.late[slots], 0)
+        if self.aligner is None:  # which has done so
+            if late.any():
+                late &= ~mend_clocks(slots, last - batch.time, table)
+            table.late[slots] = np.where(late, table.late[slots], 0)
         codes = np.where(late, FATE_CODE[Fate.LATE], _USED)
         tied = np.flatnonzero(batch.time == last)
         if len(tied):
@@ -553,13 +552,6 @@ class ProfileStream:
             same = ((given == kept) | np.isnan(given)).all(axis=1)
             codes[tied[same]] = FATE_CODE[Fate.DUPLICATE]
         return codes
-
-    def _mend_clocks(self, batch: Batch, lateness: Floats) -> None:
-        """Begin a new timeline for devices whose clock was far ahead once: many readings in a row, all far too late."""
-        table, slots = self.table, batch.slots
-        far = lateness > np.maximum(CLOCK_ERROR, CLOCK_ERROR_INTERVALS * table.interval[slots])
-        table.late[slots] = np.where(far, table.late[slots] + 1, 0)
-        table.last_time[slots[table.late[slots] >= CLOCK_ERROR_READINGS]] = -np.inf
 
     def _wave(self, batch: Batch, now: float, out: Outcome) -> None:
         table, slots = self.table, batch.slots
