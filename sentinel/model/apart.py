@@ -18,7 +18,6 @@ LEAST_TICKS = 200  # that tell what is usual
 # reaches 14, and by a spike of 6 sd over 10 ticks in 9 of 12 devices of the simulated kinds, of 20 sd in all.
 PEAK, EXTENT = 15.0, 10.0
 MOST_EPISODES, MOST_SHARE = 2, 1 / 3  # what comes more often, or lasts longer, is how the device is
-LASTS = 60  # ticks, with those that it spoils, of what is so at the end, too: how the device has come to be
 MOST_DEVICES, SHARE_OF_DEVICES = 2, 0.1  # what more of them show in one channel is how the fleet is
 DISTINCT = 20  # values of a channel that is judged: one that seldom switches is no fault
 
@@ -40,8 +39,6 @@ def faults(found: Sequence[list[Episode]]) -> list[list[Episode]]:
 
 def episodes(quanta: npt.NDArray[np.int16], values: Floats, first: int, far: int) -> list[Episode]:
     """Stretches of ticks whose errors stand apart, at most two, no more than a third of all; else none.
-
-    What lasts to the end is none.
 
     What is held against its median and its 10th percentile is the mean |error| over 10 and 30 ticks, of each head and
     channel. What lies closer together than the farthest forecast and a window is one stretch: a fault spoils the forecasts
@@ -77,8 +74,7 @@ def episodes(quanta: npt.NDArray[np.int16], values: Floats, first: int, far: int
     ]
     if len(found) > MOST_EPISODES or sum(each.end - each.begin for each in found) > MOST_SHARE * count:
         return []
-    ends, lasts = count - max(WINDOWS), LASTS + far + max(WINDOWS)
-    return [each for each in found if each.end <= ends or each.end - each.begin <= lasts]
+    return found
 
 
 def _away(error: Floats, window: int, first: int) -> Floats:
