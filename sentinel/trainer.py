@@ -105,7 +105,7 @@ def run(job: Job, tell: Callable[[str, float], None]) -> dict[str, Any]:
         for part in _read(journal, stream, job.after, upto, max(count - MOST_READINGS, 0)):
             batches += part
             taken += sum(map(len, part))
-            tell("reading", min(taken / min(count, MOST_READINGS), 1.0))
+            tell("reading", min(taken / max(min(count, MOST_READINGS), 1), 1.0))
         position = upto
         series = series_of(batches, stream.table.ids, len(stream.channels))
         if job.declared and (most := max(map(len, series), default=0)) < LEAST_TICKS:

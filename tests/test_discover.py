@@ -23,9 +23,9 @@ from sentinel.commands._proposal import propose
 from sentinel.commands._publisher import Publisher
 from sentinel.commands.discover import discover
 from sentinel.commands.simulate import publish_fleets
-from sentinel.errors import DataError, Unavailable
+from sentinel.errors import ConfigError, DataError, Unavailable
 from sentinel.records import Message
-from sentinel.settings import MqttSettings, Settings, TlsSettings, load_settings
+from sentinel.settings import Login, MqttSettings, Settings, TlsSettings, load_settings
 from sentinel.simulate import PUMP, ROOM, Fleet
 from sentinel.stream.decode.decoder import Decoder
 from tests.brokers import Mosquitto, free_port, plain_client, write_password
@@ -624,6 +624,16 @@ class TestAgainstMosquitto:
         assert 'username = "me"\npassword_file = "mqtt.password"  # write' in out.read_text()
         assert f"next: write the password into {tmp_path}/mqtt.password, mode 0600, then" in capsys.readouterr().err
         assert "geheim" not in out.read_text()
+
+    def test_a_topic_that_the_user_may_read_can_be_given(self, guarded: Mosquitto, tmp_path: Path) -> None:
+        login = Login(username="me", password_file=tmp_path / "secret")
+        broker = f"mqtt://127.0.0.1:{guarded.port}"
+        discover(broker, 1.0, tmp_path / "found.toml", topic="plant/{device}/telemetry", **login)
+        assert "plant/" in (tmp_path / "found.toml").read_text()
+        with pytest.raises(DataError, match="no readings in 0 messages"):
+            discover(broker, 0.5, tmp_path / "none.toml", topic="mill/#", **login)
+        with pytest.raises(ConfigError, match='--topic must have "#" as its last level only'):
+            discover(broker, 60.0, None, topic="mill/#/x", **login)
 
     def test_certificates_that_it_came_with_are_in_the_configuration(self) -> None:
         found = tomllib.loads(propose(series(["a/1", "a/2"], {"x": 1.5}), MqttSettings(tls=TlsSettings())))

@@ -195,11 +195,15 @@ def demo(
     epilog=_examples(
         "sentinel discover --broker mqtt://127.0.0.1",
         "sentinel discover --broker mqtts://me@broker.lan --ca ca.pem --for 300 --out sentinel.toml",
+        "sentinel discover --broker mqtt://127.0.0.1 --topic 'plant/#'",
     )
 )
 def discover(
     broker: Broker,
     seconds: Annotated[float, typer.Option("--for", min=1, metavar="SECONDS", help="How long to watch.")] = 60.0,
+    topic: Annotated[
+        str, typer.Option("--topic", metavar="FILTER", help="Topics to watch, where the broker forbids others.")
+    ] = "#",
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Write the configuration there; else to the terminal.")
     ] = None,
@@ -215,6 +219,7 @@ def discover(
         "discover",
         broker=broker,
         seconds=seconds,
+        topic=topic,
         out=out,
         username=username,
         password_file=password_file,

@@ -20,9 +20,9 @@ from sentinel.adapters.mqtt.causes import explain, forbidden, refusal
 from sentinel.commands._broker import broker_settings
 from sentinel.commands._proposal import TO_WRITE, propose
 from sentinel.commands._terminal import plural, say
-from sentinel.errors import DataError, Unavailable
+from sentinel.errors import ConfigError, DataError, Unavailable
 from sentinel.records import Message
-from sentinel.settings import Login, MqttSettings
+from sentinel.settings import Login, MqttSettings, parse_topic, topic_filter
 
 _SAMPLES = 20  # messages kept a topic, the newest
 _TOPICS = 50_000
@@ -121,6 +121,10 @@ def discover(broker: str, seconds: float, out: Path | None, topic: str = "#", **
     be read or `out` not be written.
     """
     settings = broker_settings(broker, **login)
+    try:
+        topic = topic_filter(parse_topic(topic))
+    except ValueError as error:
+        raise ConfigError([f"--topic {error}"]) from None
     if out is not None and out.exists():
         raise DataError(f"{out} exists and is left as it is; give another --out, or move it away")
     watcher = Watcher(settings, topic)

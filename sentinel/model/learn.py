@@ -150,7 +150,11 @@ def learn(
     told = tuple(_told(s, learned.detector, place) for s, places in zip(series, found, strict=True) for place in places)
     if not declared:
         series = [_without(s, places) for s, places in zip(series, found, strict=True)]
-        learned, _ = _learn(series, channels, spec, seed, declared, None, {}, progress)
+
+        def again(what: str, share: float) -> None:
+            progress(f"{what} again without what stood apart", share)
+
+        learned, _ = _learn(series, channels, spec, seed, declared, None, {}, again)
     return replace(learned, apart=told)
 
 

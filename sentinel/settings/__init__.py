@@ -7,7 +7,7 @@ settings.mqtt.host, settings.specs(), settings.warnings(), settings.origin("mqtt
 from sentinel.settings.load import Login, command_line, load_settings
 from sentinel.settings.reference import SettingRow, settings_reference, written
 from sentinel.settings.schema import HttpSettings, MqttSettings, ProfileSettings, Settings, StoreSettings, TlsSettings
-from sentinel.settings.values import filters_overlap, parse_duration, topic_filter, wildcards
+from sentinel.settings.values import filters_overlap, parse_duration, parse_topic, topic_filter, wildcards
 
 __all__ = [
     "HttpSettings",
@@ -22,6 +22,7 @@ __all__ = [
     "filters_overlap",
     "load_settings",
     "parse_duration",
+    "parse_topic",
     "settings_reference",
     "topic_filter",
     "wildcards",

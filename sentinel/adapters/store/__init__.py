@@ -68,7 +68,8 @@ class Store:
         self.path = path
         self.models = path / "models"
         try:
-            self.models.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)  # what is in it is as confidential as the readings
+            self.models.mkdir(exist_ok=True)
             self._lock = _lock(path / "lock")
         except OSError as error:
             raise StoreError(
