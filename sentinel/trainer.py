@@ -225,12 +225,12 @@ def load(models: Path, profile: str, version: str) -> Loaded:
     Raises:
         ModelError: it is missing, damaged, or not of this release.
     """
-    tensors, manifest = load_model(model_path(models, profile, version), _check)
+    tensors, manifest = load_model(model_path(models, profile, version), check)
     return archive.unpack(tensors, manifest), manifest, tensors
 
 
-def _check(manifest: Mapping[str, Any]) -> None:
-    """The detector's part, and the devices that were saved with it."""
+def check(manifest: Mapping[str, Any]) -> None:
+    """Raises ModelError: the manifest is not of this release, or does not say which devices were saved with the model."""
     archive.check(manifest, others=(_ROWS,))
     devices, rows = manifest.get("devices"), manifest["tensors"].get(_ROWS)
     if (

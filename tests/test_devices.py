@@ -25,6 +25,7 @@ from sentinel.commands import devices as module
 from sentinel.commands.devices import devices
 from sentinel.commands.models import models
 from sentinel.errors import DataError, StoreError
+from sentinel.model import archive
 from sentinel.records import Command, Floats
 from sentinel.service import Service
 from sentinel.settings import Settings, load_settings
@@ -366,6 +367,13 @@ class TestModels:
         (row,) = self.listed(stopped)
         assert "is not what its manifest describes" in row["problem"]
         assert "cannot be used: " in capsys.readouterr().out
+
+    def test_one_of_an_earlier_build_is_said_to_be_of_no_use(
+        self, stopped: Plant, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sentinel.model.archive.FORMAT", archive.FORMAT + 1)
+        (row,) = self.listed(stopped)
+        assert "is not of this release" in row["problem"]
 
     def test_none_is_said(self, plant: Plant, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.listed(plant) == []

@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from sentinel import trainer
 from sentinel.adapters.models import SavedModel, list_models, load_model
 from sentinel.adapters.store import open_snapshot
 from sentinel.commands._json import write_json
@@ -62,7 +63,7 @@ def _described(model: SavedModel, running: str | None, *, newest: bool) -> dict[
         "runs": model.version == running,
     }
     try:
-        _, manifest = load_model(model.path)
+        _, manifest = load_model(model.path, trainer.check)
         position = int(manifest["position"])
         row |= {
             "trained": float(manifest["trained"]),
