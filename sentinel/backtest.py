@@ -565,7 +565,7 @@ class Backtest:
             progress=self._progress,
         )
         if not plan.declared:
-            self._left_out += [(one.device, one.since, one.until) for one in learned.apart]
+            self._left_out += [one.stretch for one in learned.apart]
         self.apart += trainer.told_apart(learned, self.spec)
         if learned.better:
             trainer.adopt(self.stream, learned)

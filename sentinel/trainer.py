@@ -87,9 +87,8 @@ def run(job: Job, tell: Callable[[str, float], None]) -> dict[str, Any]:
     """Learn, catch up, save.
 
     Returns:
-        {"version", "position", "ticks", "device_seconds", "loss_before", "loss", "apart",
-        "moving"} or, where the champion stays,
-        {"kept", "reason"}.
+        {"version", "position", "ticks", "device_seconds", "loss_before", "loss", "apart", "moving"} or, where the
+        champion stays, {"kept", "reason"}.
 
     Raises:
         DataError: there is too little to learn from.
@@ -189,7 +188,7 @@ def noted(learned: Learned, spec: ProfileSpec) -> list[dict[str, Any]]:
     """`told_apart` for a manifest, with what was left out of learning: device, and event times [from, to]; null: nothing."""
     declared = learned.detector.declared
     return [
-        {"told": told, "left_out": None if declared else [one.device, one.since, one.until]}
+        {"told": told, "left_out": None if declared else list(one.stretch)}
         for one, told in zip(learned.apart, told_apart(learned, spec), strict=True)
     ]
 

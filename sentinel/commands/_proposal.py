@@ -485,22 +485,15 @@ def _separator(names: set[str]) -> str:
     return ""
 
 
-def _devices_within(group: _Group, naming: Naming) -> str:
-    """Examples of what, in front of words that come again behind others, may be devices; empty: nothing is so."""
-    names = _names(group, naming)
+def _split_hints(group: _Group, naming: Naming) -> Iterator[str]:
+    """How names could be split, where what stands in front of words that come again may be devices."""
+    names = set(_texts(group)[naming.path])
     sign = _separator(names)
-    if naming.split or not sign:
-        return ""
-    parts = [name.rpartition(sign) for name in names]
-    if sum(count > 1 for count in Counter(word for _, _, word in parts).values()) < 2:
-        return ""
-    fronts = sorted({front for front, _, _ in parts})
-    return ", ".join(fronts[:2]) + (" and so on" if len(fronts) > 2 else "")
-
-
-def _names(group: _Group, naming: Naming) -> set[str]:
-    """What entries name their channels."""
-    return {name for _, leaves in group.readings() if isinstance(name := leaves.get(naming.path), str)}
+    parts = [name.rpartition(sign) for name in names] if sign and not naming.split else []
+    if sum(count > 1 for count in Counter(word for _, _, word in parts).values()) > 1:
+        fronts = sorted({front for front, _, _ in parts})
+        shown = ", ".join(fronts[:2]) + (" and so on" if len(fronts) > 2 else "")
+        yield _comment(f"if {shown} are devices: {_channel_line(replace(naming, split=sign))}")
 
 
 def _split(group: _Group) -> list[Keys]:
@@ -627,9 +620,7 @@ def _section(group: _Group, name: str) -> list[str]:
         lines += [_comment(f"of one device there are several {'.'.join(keys)}: taken as one") for keys in _split(group)]
     if group.naming is not None:
         lines.append(_channel_line(group.naming))
-        if devices_within := _devices_within(group, group.naming):
-            split = replace(group.naming, split=_separator(_names(group, group.naming)))
-            lines.append(_comment(f"if {devices_within} are devices: {_channel_line(split)}"))
+        lines += _split_hints(group, group.naming)
     times, units = _times(group)
     if group.kind == "senml" or (group.kind == "influx" and times and units[times[0]] == "ns"):
         lines.append("# a reading's time is the one that it carries")

@@ -83,6 +83,10 @@ class Apart:
     value: float
     usual: float
 
+    @property
+    def stretch(self) -> "Stretch":
+        return self.device, self.since, self.until
+
 
 Stretch = tuple[str, float, float]  # device, and the event times at which something of it began and ended
 
@@ -96,7 +100,7 @@ class Learned:
         memory: `Slabs.take` of those devices at the end of their series.
         losses: validation loss, at the start and at its best; the mean of all networks'.
         better: whether any network gained on its start, or there was none.
-        moving: channels that went one way all through, in half of the devices or more.
+        moving: channels that went one way all through a declared recording, in half of the devices or more.
         apart: ticks that stood apart from all others, where a detector was learned that goes on from none.
     """
 
@@ -140,7 +144,8 @@ def learn(
     Raises:
         TrainingError: fewer than two ticks in all, no channel, or the training diverged.
     """
-    series = _newest([_unseen(s, left_out) for s in series if len(s) >= 2], declared=declared)
+    newest = _newest([s for s in series if len(s) >= 2], declared=declared)
+    series = [_without(s, _within(s, left_out)) for s in newest]
     if not series or not channels:
         msg = "nothing to learn from: no device has two ticks"
         raise TrainingError(msg)
@@ -149,7 +154,7 @@ def learn(
         return learned
     told = tuple(_told(s, learned.detector, place) for s, places in zip(series, found, strict=True) for place in places)
     if not declared:
-        series = [_without(s, places) for s, places in zip(series, found, strict=True)]
+        series = [_without(s, _inside(len(s), places)) for s, places in zip(series, found, strict=True)]
 
         def again(what: str, share: float) -> None:
             progress(f"{what} again without what stood apart", share)
@@ -198,7 +203,8 @@ def _learn(
     detector, slabs, found = _calibrate(detector, stages, stacked, progress, seek=start is None)
     devices = tuple(s.device for s in series)
     memory = slabs.take(np.arange(1, len(series) + 1))
-    return Learned(detector, devices, memory, losses, better, _moving(series, names, stacked.scale.counter)), found
+    moving = _moving(series, names, stacked.scale.counter) if declared else ()
+    return Learned(detector, devices, memory, losses, better, moving), found
 
 
 def _moving(series: Sequence[Series], names: Sequence[str], counter: Bools) -> tuple[str, ...]:
@@ -214,21 +220,26 @@ def _moving(series: Sequence[Series], names: Sequence[str], counter: Bools) -> t
     return tuple(np.array(names)[~counter & (2 * moves >= len(series))].tolist())
 
 
-def _unseen(series: Series, left_out: Sequence[Stretch]) -> Series:
-    """The same, with nothing seen in those stretches that are of its device."""
-    values = series.values.copy()
+def _within(series: Series, left_out: Sequence[Stretch]) -> Bools:
+    """Which ticks lie in those stretches that are of the series' device, (T,)."""
+    out = np.zeros(len(series), dtype=np.bool_)
     for device, since, until in left_out:
         if device == series.device:
-            values[(series.time >= since) & (series.time <= until)] = np.nan
-    return replace(series, values=values)
+            out |= (series.time >= since) & (series.time <= until)
+    return out
 
 
-def _without(series: Series, places: Sequence[Episode]) -> Series:
-    """The same, with nothing seen in some stretches of it."""
-    values = series.values.copy()
+def _inside(count: int, places: Sequence[Episode]) -> Bools:
+    """Which of so many ticks lie in one of the places, (T,)."""
+    out = np.zeros(count, dtype=np.bool_)
     for begin, end, _ in places:
-        values[begin:end] = np.nan
-    return replace(series, values=values)
+        out[begin:end] = True
+    return out
+
+
+def _without(series: Series, unseen: Bools) -> Series:
+    """The same, with nothing seen at some of its ticks, (T,)."""
+    return replace(series, values=np.where(unseen[:, None], np.nan, series.values)) if unseen.any() else series
 
 
 def _told(series: Series, detector: Detector, place: Episode) -> Apart:

@@ -447,8 +447,7 @@ class ProfileStream:
         if self.slabs is None:
             return 0.0, 0
         slot = self.table.slot_of[device]
-        since = int(self.table.ticks[slot] - self.table.last_start[slot])
-        return float(self.slabs.view("raised")[slot]), max(int(self.slabs.view("refractory")[slot]) - since, 0)
+        return float(self.slabs.view("raised")[slot]), self._rest(slot)
 
     def scores(self) -> Floats:
         """Last score of each slot, (N,), NaN where there is none."""
@@ -541,7 +540,7 @@ class ProfileStream:
             np.maximum(batch.time, last, out=batch.time)
             return np.full(len(batch), _USED)
         late = batch.time < last
-        if self.aligner is None:  # which has done so
+        if self.aligner is None:  # else it has done so
             if late.any():
                 late &= ~mend_clocks(slots, last - batch.time, table)
             table.late[slots] = np.where(late, table.late[slots], 0)
@@ -614,7 +613,7 @@ class ProfileStream:
             }
             episode = book.open.get(device, {}).get("prediction")
             if scored is not None and self.spec.alert_budget > 0 and self._alarms(scored, row, episode):
-                if episode is None and self._ripe(slot):
+                if episode is None and not self._rest(slot):
                     evidence["prediction"] = lambda row=row: self._evidence(batch, scored, row)
                 elif episode is not None:
                     worse = episode.score is None or float(scored.score[row]) > episode.score
@@ -646,10 +645,11 @@ class ProfileStream:
         of = scored.score if open_ is not None and self.detector.declared else scored.alarm
         return bool(of[row] >= 1.0)
 
-    def _ripe(self, slot: int) -> bool:
-        """Whether the refractory time since the device's last prediction alert is over."""
+    def _rest(self, slot: int) -> int:
+        """Ticks for which no prediction alert begins yet: what is left of the refractory time since the last one did."""
         assert self.slabs is not None
-        return bool(self.table.ticks[slot] - self.table.last_start[slot] > self.slabs.view("refractory")[slot])
+        since = int(self.table.ticks[slot] - self.table.last_start[slot])
+        return max(int(self.slabs.view("refractory")[slot]) + 1 - since, 0)
 
     # --- words for people ---
 
